@@ -1,0 +1,1 @@
+"""Flowerbed: federated learning on unequal devices as a Flower App."""

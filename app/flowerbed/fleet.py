@@ -1,0 +1,226 @@
+"""The devices of a run as the server sees them: who is online, and messages to and from them.
+
+Flower's server knows nodes by number; which device a node is, only the device can say. It is
+asked once, and the same question warms its trainer up.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from flowerbed.config import DeviceSettings
+
+log = logging.getLogger("flwr")
+
+POLL_INTERVAL = 0.5
+"""Seconds between looks for replies; Grid.send_and_receive takes 3."""
+_NODE_INTERVAL = 2.0
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that has introduced itself."""
+
+    node_id: int
+    settings: DeviceSettings
+    shard: str
+    """Fingerprint of its shard."""
+    examples: int
+
+    @property
+    def name(self) -> str:
+        """Its inventory name."""
+        return self.settings.device
+
+
+@dataclass
+class Reply:
+    """What became of one message.
+
+    Attributes:
+        outcome: completed, partial, out_of_memory, timeout, offline or error.
+        sent, received: seconds of the monotonic clock; received is the round's end where
+            nothing came.
+    """
+
+    device: Device
+    outcome: str
+    sent: float
+    received: float
+    reason: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    message: Message | None = None
+
+
+class MissingDevicesError(RuntimeError):
+    """Devices did not come online in time; the message names them."""
+
+
+# Flower's error codes (flwr.common.constant.ErrorCode is not public).
+_NODE_UNAVAILABLE = 5
+
+
+def _read_reply(device: Device, sent: float, message: Message) -> Reply:
+    now = time.monotonic()
+    if message.has_error():
+        offline = message.error.code == _NODE_UNAVAILABLE
+        reason = message.error.reason or f"Flower error {message.error.code}"
+        return Reply(device, "offline" if offline else "error", sent, now, reason)
+    content = message.content
+    told = content.config_records["outcome"]
+    del content["outcome"]
+    metrics = content.metric_records.get("metrics")
+    return Reply(
+        device,
+        str(told["outcome"]),
+        sent,
+        now,
+        str(told["reason"]),
+        {key: float(value) for key, value in metrics.items()} if metrics else {},  # type: ignore[arg-type]
+        message,
+    )
+
+
+class Fleet:
+    """Devices that are online, and the exchange of messages with them.
+
+    Args:
+        prepare: configuration of the message that asks a new node who it is.
+    """
+
+    def __init__(self, grid: Grid, prepare: dict[str, Any], ttl: float) -> None:
+        self._grid = grid
+        self._prepare = prepare
+        self._ttl = ttl
+        self._devices: dict[int, Device] = {}
+        self._online: set[int] = set()
+        self._left: set[int] = set()
+        self._questions: dict[str, int] = {}
+        self._next_nodes = 0.0
+
+    # --- who is there ---------------------------------------------------------------------
+
+    def online(self) -> list[Device]:
+        """Devices that are online and have introduced themselves, by name."""
+        here = [self._devices[node] for node in self._online if node in self._devices]
+        return sorted(here, key=lambda device: device.name)
+
+    def refresh(self) -> None:
+        """Look for new nodes, ask them who they are, and read what others have answered."""
+        now = time.monotonic()
+        if now >= self._next_nodes:
+            self._next_nodes = now + _NODE_INTERVAL
+            self._online = set(self._grid.get_node_ids())
+            asked = set(self._questions.values())
+            for node in self._online - asked - self._left - set(self._devices):
+                content = RecordDict({"config": ConfigRecord(self._prepare)})
+                question = Message(content, node, "query", ttl=self._ttl)
+                for message_id in self._push([question]):
+                    self._questions[message_id] = node
+        for message in self._pull(self._questions):
+            node = self._questions.pop(message.metadata.reply_to_message_id)
+            self._introduce(node, message)
+
+    def _introduce(self, node: int, message: Message) -> None:
+        if message.has_error():
+            log.warning("node %d cannot say who it is: %s", node, message.error.reason)
+            return
+        told = message.content.config_records
+        if "device" not in told:
+            log.warning("node %d is not ready: %s", node, told["outcome"]["reason"])
+            return
+        settings = DeviceSettings.model_validate(json.loads(str(told["device"]["settings"])))
+        # A device that came back has a new node; its old one will never answer.
+        for old, device in list(self._devices.items()):
+            if device.name == settings.device:
+                log.info("%s is back", device.name)
+                del self._devices[old]
+                self._left.add(old)
+        self._devices[node] = Device(
+            node_id=node,
+            settings=settings,
+            shard=str(told["device"]["shard"]),
+            examples=int(message.content.metric_records["metrics"]["num-examples"]),  # type: ignore[arg-type]
+        )
+        log.info("%s is ready (%s)", settings.device, settings.device_class)
+
+    def wait_for(
+        self, names: Iterable[str], timeout: float, progress: Callable[[str], None]
+    ) -> None:
+        """Wait until all of `names` (or, if none are given, any device) are ready.
+
+        Raises:
+            MissingDevicesError: after `timeout` seconds.
+        """
+        wanted = set(names)
+        deadline = time.monotonic() + timeout
+        known = -1
+        while True:
+            self.refresh()
+            ready = {device.name for device in self.online()}
+            if ready >= wanted and ready:
+                return
+            if len(ready) != known:
+                known = len(ready)
+                progress(f"{known} of {len(wanted) or 'any'} devices are ready")
+            if time.monotonic() > deadline:
+                missing = ", ".join(sorted(wanted - ready)) or "every one"
+                raise MissingDevicesError(
+                    f"not ready after {timeout:.0f} s: {missing}. Look at the log of their "
+                    "containers (docker logs flowerbed-device-NAME) on their machines; a slow "
+                    "machine may need a longer training_device_wait."
+                )
+            time.sleep(POLL_INTERVAL)
+
+    # --- messages -------------------------------------------------------------------------
+
+    def _push(self, messages: list[Message]) -> list[str]:
+        return [str(message_id) for message_id in self._grid.push_messages(messages)]
+
+    def _pull(self, pending: Iterable[str]) -> Iterable[Message]:
+        ids = list(pending)
+        return self._grid.pull_messages(ids) if ids else ()
+
+    def exchange(
+        self,
+        messages: Iterable[Message],
+        timeout: float,
+        on_reply: Callable[[Reply], None],
+    ) -> list[Reply]:
+        """Send messages to devices and wait for what becomes of each, at most `timeout` seconds.
+
+        A device that comes back as another node while it is waited for is `offline`: the old
+        node's answer will not come.
+        """
+        messages = list(messages)
+        sent = time.monotonic()
+        addressed = [self._devices[message.metadata.dst_node_id] for message in messages]
+        pending = dict(zip(self._push(messages), addressed, strict=True))
+        replies: list[Reply] = []
+
+        def settle(message_id: str, reply: Reply) -> None:
+            del pending[message_id]
+            replies.append(reply)
+            on_reply(reply)
+
+        while pending and time.monotonic() < sent + timeout:
+            for message in self._pull(pending):
+                message_id = message.metadata.reply_to_message_id
+                settle(message_id, _read_reply(pending[message_id], sent, message))
+            self.refresh()
+            for message_id, device in list(pending.items()):
+                if device.node_id not in self._devices:
+                    now = time.monotonic()
+                    settle(message_id, Reply(device, "offline", sent, now, "came back anew"))
+            if pending:
+                time.sleep(POLL_INTERVAL)
+        for message_id, device in list(pending.items()):
+            now = time.monotonic()
+            settle(message_id, Reply(device, "timeout", sent, now, f"no answer in {timeout:.0f} s"))
+        return replies

@@ -1,0 +1,67 @@
+"""Cores and memory that this container may use, and what its cgroup has suffered.
+
+Reads cgroup v2 (https://docs.kernel.org/admin-guide/cgroup-v2.html) and v1
+(https://docs.kernel.org/admin-guide/cgroup-v1/) as they look from inside a container,
+where the container's own cgroup is mounted at the root of the hierarchy.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What a container may use.
+
+    Attributes:
+        cores: CPU cores, fractions allowed; the machine's cores where there is no limit.
+        memory: bytes, or None where there is no limit.
+    """
+
+    cores: float
+    memory: int | None
+
+    @property
+    def threads(self) -> int:
+        """Threads that can all run at once: more of them only throttle each other."""
+        return max(1, int(self.cores))
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def _keyed(text: str | None, key: str) -> int:
+    for line in (text or "").splitlines():
+        name, _, value = line.partition(" ")
+        if name == key:
+            return int(value)
+    return 0
+
+
+def read_quota(root: Path = CGROUP_ROOT, machine_cores: int | None = None) -> Quota:
+    """Read the limits of the cgroup mounted at `root`."""
+    machine = machine_cores or len(os.sched_getaffinity(0))
+    if cpu_max := _read(root / "cpu.max"):  # v2: "50000 100000" or "max 100000"
+        quota, period = cpu_max.split()
+        cores = machine if quota == "max" else int(quota) / int(period)
+    else:
+        quota_us = int(_read(root / "cpu" / "cpu.cfs_quota_us") or -1)
+        period_us = int(_read(root / "cpu" / "cpu.cfs_period_us") or 100_000)
+        cores = quota_us / period_us if quota_us > 0 else machine
+    limit = _read(root / "memory.max") or _read(root / "memory" / "memory.limit_in_bytes")
+    # v1 writes "no limit" as the largest multiple of a page below 2^63.
+    memory = int(limit) if limit and limit != "max" and int(limit) < 2**62 else None
+    return Quota(cores=min(cores, machine), memory=memory)
+
+
+def out_of_memory_kills(root: Path = CGROUP_ROOT) -> int:
+    """How many processes of this cgroup the kernel has killed for want of memory."""
+    v2 = _read(root / "memory.events")
+    return _keyed(v2 or _read(root / "memory" / "memory.oom_control"), "oom_kill")

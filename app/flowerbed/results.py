@@ -1,0 +1,214 @@
+"""What is left of a run: a directory of plain files, whole at every moment.
+
+    python -m flowerbed.results RUN --after ROUND --timeout SECONDS
+
+waits until the run has finished a round after ROUND, or is over, and prints its status as JSON.
+
+    status.json    where the run is now; what the metrics endpoint serves
+    rounds.csv     a row a round             devices.csv    a row a device and round
+    run.yml        configuration, versions, devices, fingerprints    model.keras    at the end
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+RESULTS = Path(os.environ.get("FLOWERBED_RESULTS", "/results"))
+STATUS = "status.json"
+CURRENT = "current"
+"""A file beside the runs that names the newest one."""
+FINAL_STATES = ("completed", "failed")
+
+
+@dataclass
+class RoundRow:
+    """One round. Accuracy and loss are of the model as it is after the round."""
+
+    round: int
+    accuracy: float | None
+    """Mean over the devices' test splits, weighted by examples. Devices evaluate a model when
+    they receive it, so this is filled in during the next round."""
+    loss: float | None
+    central_accuracy: float
+    """On the test split of the data set."""
+    central_loss: float
+    seconds: float
+    configure_seconds: float
+    devices_seconds: float
+    """From the first message out to the last reply in."""
+    aggregate_seconds: float
+    evaluate_seconds: float
+    examples: int
+    devices: int
+    failed: int
+    slowest_device: str
+    slowest_seconds: float
+
+
+@dataclass
+class DeviceRow:
+    """One device in one round."""
+
+    round: int
+    device: str
+    device_class: str
+    outcome: str
+    reason: str
+    examples: int
+    train_seconds: float
+    evaluate_seconds: float
+    exchange_seconds: float
+    """From message sent to reply read, less training and evaluation: Flower and the network."""
+    wait_seconds: float
+    """Idle from its reply to the last device's."""
+    examples_per_second: float
+    loss: float | None
+    """Of the received model on the device's test split."""
+    accuracy: float | None
+    train_loss: float | None
+    train_accuracy: float | None
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file whole: a reader sees the old one or the new one."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text)
+    draft.replace(path)
+
+
+def _csv(row_type: type, rows: Iterable[Any]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [f.name for f in fields(row_type)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return buffer.getvalue()
+
+
+class Recorder:
+    """Writes one run's results as they come.
+
+    Raises:
+        FileExistsError: the run has results already; nothing is overwritten.
+    """
+
+    def __init__(self, run: str, rounds: int, root: Path = RESULTS) -> None:
+        self.directory = root / run
+        self.directory.mkdir(exist_ok=True)  # the inventory's part may be there already
+        if (self.directory / STATUS).exists():
+            raise FileExistsError(f"run {run!r} has results already: give it another run-name")
+        self.rounds: list[RoundRow] = []
+        self.devices: list[DeviceRow] = []
+        self._status: dict[str, Any] = {
+            "run": run,
+            "state": "waiting",
+            "message": "",
+            "round": 0,
+            "rounds": rounds,
+            "accuracy": None,
+            "loss": None,
+            "central_accuracy": None,
+            "central_loss": None,
+            "round_seconds": None,
+            "devices": {},
+            "history": [],
+        }
+        self._save()
+        _write(root / CURRENT, run + "\n")
+
+    def _save(self) -> None:
+        _write(self.directory / STATUS, json.dumps(self._status, indent=1))
+
+    def state(self, state: str, message: str = "") -> None:
+        """Tell where the run is: waiting, running, completed or failed."""
+        self._status |= {"state": state, "message": message}
+        self._save()
+
+    def meet(self, name: str, device_class: str, info: Mapping[str, Any]) -> None:
+        """Take note of a device that takes part."""
+        entry = self._status["devices"].setdefault(name, {"last": None, "outcomes": {}})
+        entry |= {"device_class": device_class, "info": dict(info)}
+        self._save()
+
+    def central(self, accuracy: float, loss: float) -> None:
+        """The initial model's central evaluation; later ones come with their round."""
+        self._status |= {"central_accuracy": accuracy, "central_loss": loss}
+        self._save()
+
+    def device_accuracy(self, accuracy: float | None, loss: float | None) -> None:
+        """The devices' evaluation of the last finished round's model."""
+        self._status |= {"accuracy": accuracy, "loss": loss}
+        if self.rounds:
+            self.rounds[-1].accuracy, self.rounds[-1].loss = accuracy, loss
+            self._status["history"][-1] |= {"accuracy": accuracy, "loss": loss}
+            _write(self.directory / "rounds.csv", _csv(RoundRow, self.rounds))
+        self._save()
+
+    def finish_round(self, row: RoundRow, device_rows: list[DeviceRow]) -> None:
+        """Record a finished round with all of its devices."""
+        self.rounds.append(row)
+        self.devices.extend(device_rows)
+        for device_row in device_rows:
+            entry = self._status["devices"][device_row.device]
+            entry["last"] = asdict(device_row)
+            entry["outcomes"][device_row.outcome] = entry["outcomes"].get(device_row.outcome, 0) + 1
+        self._status |= {
+            "round": row.round,
+            "central_accuracy": row.central_accuracy,
+            "central_loss": row.central_loss,
+            "round_seconds": row.seconds,
+        }
+        self._status["history"].append(asdict(row))
+        _write(self.directory / "rounds.csv", _csv(RoundRow, self.rounds))
+        _write(self.directory / "devices.csv", _csv(DeviceRow, self.devices))
+        self._save()
+
+    def describe(self, description: Mapping[str, Any]) -> None:
+        """Write run.yml: `description`, and under `lab` what the inventory told of the lab."""
+        lab = self.directory / "lab.yml"
+        known = {"lab": yaml.safe_load(lab.read_text())} if lab.exists() else {}
+        text = yaml.safe_dump({**description, **known}, sort_keys=False)
+        _write(self.directory / "run.yml", text)
+
+
+def read_status(root: Path = RESULTS, run: str | None = None) -> dict[str, Any] | None:
+    """The status of a run, of the newest one by default; None where there is none."""
+    try:
+        name = run or (root / CURRENT).read_text().strip()
+        status: dict[str, Any] = json.loads((root / name / STATUS).read_text())
+    except FileNotFoundError:
+        return None
+    return status
+
+
+def wait(run: str, after: int, timeout: float, root: Path = RESULTS) -> dict[str, Any]:
+    """Wait until a round later than `after` is finished, or the run is, or the time is up."""
+    deadline = time.monotonic() + timeout
+    while True:
+        status = read_status(root, run) or {"run": run, "state": "starting", "round": 0}
+        over = status["state"] in FINAL_STATES
+        if over or status["round"] > after or time.monotonic() >= deadline:
+            return status
+        time.sleep(0.5)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Wait for a round and print the run's status.")
+    parser.add_argument("run")
+    parser.add_argument("--after", type=int, default=0)
+    parser.add_argument("--timeout", type=float, default=0)
+    arguments = parser.parse_args()
+    print(json.dumps(wait(arguments.run, arguments.after, arguments.timeout)))
+
+
+if __name__ == "__main__":
+    main()
