@@ -40,7 +40,8 @@ def send_frame(connection: socket.socket, header: dict[str, Any], payload: bytes
     """Send one frame."""
     encoded = json.dumps(header | {"size": len(payload)}).encode()
     connection.sendall(_LENGTH.pack(len(encoded)) + encoded)
-    connection.sendall(payload)
+    if payload:
+        connection.sendall(payload)
 
 
 def _receive(connection: socket.socket, size: int) -> bytearray:
