@@ -3,7 +3,7 @@
     python -m flowerbed.data PLAN OUTPUT
 
 writes the shards of one machine's devices, described by the JSON file PLAN (`Plan`), into
-OUTPUT/devices/<device>/, and with `test` the test split into OUTPUT/test/. Devices and server
+OUTPUT/devices/<device>/, and with `test` the test split into OUTPUT/test/shard/. Devices and server
 read them with `load_shard` and never import the data-set libraries.
 """
 
@@ -256,7 +256,7 @@ def prepare(plan: Plan, output: Path) -> dict[str, Any]:
         images, labels = _to_arrays(test)
         # Nothing is trained on the coordinator; the shard is the whole test split.
         arrays = dict(zip(_ARRAYS, (images[:0], labels[:0], images, labels), strict=True))
-        manifest["test"] = _write_shard(output / "test", arrays, 0, classes)
+        manifest["test"] = _write_shard(output / "test" / "shard", arrays, 0, classes)
     for stale in {path.name for path in (output / "devices").glob("*")} - set(manifest["shards"]):
         shutil.rmtree(output / "devices" / stale)
     (output / MANIFEST).write_text(json.dumps(manifest, indent=2))

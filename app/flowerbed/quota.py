@@ -5,8 +5,9 @@ Reads cgroup v2 (https://docs.kernel.org/admin-guide/cgroup-v2.html) and v1
 where the container's own cgroup is mounted at the root of the hierarchy.
 """
 
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -65,3 +66,8 @@ def out_of_memory_kills(root: Path = CGROUP_ROOT) -> int:
     """How many processes of this cgroup the kernel has killed for want of memory."""
     v2 = _read(root / "memory.events")
     return _keyed(v2 or _read(root / "memory" / "memory.oom_control"), "oom_kill")
+
+
+if __name__ == "__main__":
+    # What the device role compares with the inventory.
+    print(json.dumps(asdict(read_quota())))

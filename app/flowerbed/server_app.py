@@ -23,7 +23,7 @@ from flowerbed.strategies import make_strategy
 app = ServerApp()
 log = logging.getLogger("flwr")
 
-TEST_SHARD = Path(os.environ.get("FLOWERBED_TEST_SHARD", "/test"))
+TEST_SHARD = Path(os.environ.get("FLOWERBED_TEST_SHARD", "/test/shard"))
 _VERSIONS = ("flwr", "flwr-datasets", "tensorflow", "tensorflow-cpu", "keras", "numpy")
 _TIME_BOX = 0.9
 """Share of the round's timeout after which a device returns what it has: partial work counts,
