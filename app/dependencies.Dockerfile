@@ -2,6 +2,7 @@
 # and sends kilobytes. The role `images` builds it on a Debian 13 base, and Dockerfile on top.
 ARG BASE
 FROM ${BASE} AS builder
+LABEL flowerbed.image=builder
 
 # No version: the Debian release of the base fixes it.
 # hadolint ignore=DL3008
@@ -39,6 +40,7 @@ RUN /opt/pip/bin/pip --python /opt/venv/bin/python uninstall --yes libclang setu
     && /opt/venv/bin/python -m compileall -q -j0 --invalidation-mode unchecked-hash .
 
 FROM ${BASE}
+LABEL flowerbed.image=dependencies
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3 \
@@ -55,4 +57,3 @@ ENV PATH=/opt/venv/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     TF_CPP_MIN_LOG_LEVEL=2
-LABEL flowerbed.image=dependencies

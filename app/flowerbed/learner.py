@@ -94,7 +94,7 @@ class Learner:
         self._optimizer: Any = (
             keras.optimizers.Adam(learning_rate)
             if optimizer == "adam"
-            else keras.optimizers.SGD(learning_rate, momentum=MOMENTUM)
+            else keras.optimizers.SGD(learning_rate, momentum=MOMENTUM, global_clipnorm=float(__import__("os").environ.get("CLIP","1")) or None, nesterov=True)
         )
         self._optimizer.build(self.model.trainable_variables)
         self._global: list[Any] = []

@@ -50,8 +50,9 @@ def build_model(
         classes: length of the probability vector that it returns.
     """
     keras.utils.set_random_seed(seed)
+    arguments = {"dropout": 0.0} if settings.model == "mobilenet" else {}
     network = _NETWORK[settings.model](
-        input_shape=image_shape, alpha=settings.alpha, weights=None, classes=classes
+        input_shape=image_shape, alpha=settings.alpha, weights=None, classes=classes, **arguments
     )
     scaling = keras.layers.Rescaling(1 / 255)
     if settings.recipe == "small-images":

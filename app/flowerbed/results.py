@@ -1,8 +1,9 @@
 """What is left of a run: a directory of plain files, whole at every moment.
 
-    python -m flowerbed.results RUN --after ROUND --timeout SECONDS
+    python -m flowerbed.results [RUN] [--after ROUND --timeout SECONDS]
 
-waits until the run has finished a round after ROUND, or is over, and prints its status as JSON.
+prints the status of a run (by default the newest) as JSON; with --after it first waits until a
+round after ROUND is finished or the run is over.
 
     status.json    where the run is now; what the metrics endpoint serves
     rounds.csv     a row a round             devices.csv    a row a device and round
@@ -26,6 +27,7 @@ RESULTS = Path(os.environ.get("FLOWERBED_RESULTS", "/results"))
 STATUS = "status.json"
 CURRENT = "current"
 """A file beside the runs that names the newest one."""
+_NOT_YET = {"state": "starting", "message": "", "round": 0, "rounds": 0, "central_accuracy": None}
 FINAL_STATES = ("completed", "failed")
 
 
@@ -189,11 +191,11 @@ def read_status(root: Path = RESULTS, run: str | None = None) -> dict[str, Any] 
     return status
 
 
-def wait(run: str, after: int, timeout: float, root: Path = RESULTS) -> dict[str, Any]:
+def wait(run: str | None, after: int, timeout: float, root: Path = RESULTS) -> dict[str, Any]:
     """Wait until a round later than `after` is finished, or the run is, or the time is up."""
     deadline = time.monotonic() + timeout
     while True:
-        status = read_status(root, run) or {"run": run, "state": "starting", "round": 0}
+        status = read_status(root, run) or dict(_NOT_YET, run=run)
         over = status["state"] in FINAL_STATES
         if over or status["round"] > after or time.monotonic() >= deadline:
             return status
@@ -203,8 +205,8 @@ def wait(run: str, after: int, timeout: float, root: Path = RESULTS) -> dict[str
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Wait for a round and print the run's status.")
-    parser.add_argument("run")
-    parser.add_argument("--after", type=int, default=0)
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("--after", type=int, default=-1)
     parser.add_argument("--timeout", type=float, default=0)
     arguments = parser.parse_args()
     print(json.dumps(wait(arguments.run, arguments.after, arguments.timeout)))

@@ -1,0 +1,113 @@
+"""Shards: same plan, same bytes; and every image goes to one device only."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image as ImageFeature
+from PIL import Image
+
+from flowerbed.data import DatasetError, Plan, load_shard, prepare
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set with the hub's schema of CIFAR-10, each image of one colour of its own."""
+    directory = tmp_path_factory.mktemp("parquet")
+    features = Features({"img": ImageFeature(), "label": ClassLabel(num_classes=10)})
+    for split, count, offset in (("train", 200, 0), ("test", 40, 200)):
+        rows: dict[str, list[Any]] = {"img": [], "label": []}
+        for index in range(offset, offset + count):
+            buffer = io.BytesIO()
+            Image.new("RGB", (32, 32), (index, 0, 0)).save(buffer, "PNG")
+            rows["img"].append({"bytes": buffer.getvalue(), "path": None})
+            rows["label"].append(index % 10)
+        Dataset.from_dict(rows, features).to_parquet(directory / f"{split}-00000-of-00001.parquet")
+    return directory
+
+
+def _plan(parquet: Path, **more: Any) -> Plan:
+    shares = [{"device": f"d{n}", "partition": n, "fraction": 1.0} for n in range(4)]
+    values = {"dataset": str(parquet), "partitions": 4, "seed": 5, "test": True, "devices": shares}
+    return Plan.model_validate(values | more)
+
+
+def _reds(directory: Path) -> set[int]:
+    shard = load_shard(directory)
+    return set(shard.train_images[:, 0, 0, 0]) | set(shard.test_images[:, 0, 0, 0])
+
+
+def test_every_image_goes_to_one_device(parquet: Path, tmp_path: Path) -> None:
+    prepare(_plan(parquet), tmp_path)
+    held = [_reds(tmp_path / "devices" / f"d{n}") for n in range(4)]
+    assert [len(reds) for reds in held] == [50] * 4
+    assert set.union(*held) == set(range(200))
+    assert _reds(tmp_path / "test" / "shard") == set(range(200, 240))
+
+
+def test_labels_stay_with_their_images(parquet: Path, tmp_path: Path) -> None:
+    prepare(_plan(parquet), tmp_path)
+    shard = load_shard(tmp_path / "devices" / "d2")
+    assert shard.train_images.dtype == np.uint8
+    np.testing.assert_array_equal(shard.train_images[:, 0, 0, 0] % 10, shard.train_labels)
+    assert (len(shard.train_labels), len(shard.test_labels), shard.classes) == (40, 10, 10)
+
+
+def test_a_part_of_the_plan_gives_the_same_shards(parquet: Path, tmp_path: Path) -> None:
+    """Each machine prepares its own devices only; together they must fit."""
+    whole = prepare(_plan(parquet), tmp_path / "whole")
+    part = prepare(
+        _plan(parquet, devices=[{"device": "d3", "partition": 3, "fraction": 1.0}], test=False),
+        tmp_path / "part",
+    )
+    assert part["shards"]["d3"] == whole["shards"]["d3"]
+    other = prepare(_plan(parquet, seed=6), tmp_path / "other")
+    assert other["shards"]["d3"]["fingerprint"] != whole["shards"]["d3"]["fingerprint"]
+
+
+def test_fraction_and_examples_limit_what_is_held(parquet: Path, tmp_path: Path) -> None:
+    plan = _plan(
+        parquet, examples=100, devices=[{"device": "d0", "partition": 0, "fraction": 0.4}]
+    )
+    record = prepare(plan, tmp_path)["shards"]["d0"]
+    assert (record["train_examples"], record["test_examples"]) == (8, 2)
+    assert sum(record["train_labels"]) == 8
+
+
+def test_devices_that_are_gone_lose_their_shards(parquet: Path, tmp_path: Path) -> None:
+    prepare(_plan(parquet), tmp_path)
+    prepare(
+        _plan(parquet, devices=[{"device": "d1", "partition": 1, "fraction": 1.0}]), tmp_path
+    )
+    assert [path.name for path in (tmp_path / "devices").iterdir()] == ["d1"]
+
+
+def test_digits_are_images_of_32_by_32(shards: Path) -> None:
+    shard = load_shard(shards / "devices" / "phone")
+    assert shard.image_shape == (32, 32, 3)
+    assert shard.train_images.max() == 255
+    assert set(np.unique(shard.train_labels)) == set(range(10))
+
+
+def test_an_unreachable_data_set_is_an_error_that_names_it(
+    tmp_path: Path, plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    lost = Plan.model_validate(plan | {"dataset": "nobody/nothing"})
+    with pytest.raises(DatasetError, match="nobody/nothing"):
+        prepare(lost, tmp_path)
+    manifest = prepare(lost.model_copy(update={"fallback": "digits"}), tmp_path)
+    assert manifest["dataset"] == "digits"
+
+
+def test_a_directory_without_parquet_is_refused(tmp_path: Path, plan: dict[str, Any]) -> None:
+    with pytest.raises(DatasetError, match="no train and no test"):
+        prepare(Plan.model_validate(plan | {"dataset": str(tmp_path)}), tmp_path)
+
+
+def test_a_share_with_nothing_left_is_refused(parquet: Path, tmp_path: Path) -> None:
+    plan = _plan(parquet, devices=[{"device": "d0", "partition": 0, "fraction": 0.02}])
+    with pytest.raises(DatasetError, match="device d0: device_data_fraction = 0.02"):
+        prepare(plan, tmp_path)

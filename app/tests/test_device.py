@@ -1,0 +1,125 @@
+"""The device's processes for real: supervisor, trainer and ClientApp code, without a SuperLink."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flowerbed.config import Task
+from flowerbed.data import load_shard
+from flowerbed.handoff import DEATH_RECORD, TRAINER_SOCKET, TrainerDiedError, TrainerError, request
+from flowerbed.learner import Learner
+
+
+@pytest.fixture(scope="module")
+def supervisor(shards: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The supervisor with a real trainer; the SuperNode has no SuperLink and keeps trying."""
+    command = [sys.executable, "-m", "flowerbed.device", "--shard", str(shards / "devices" / "phone")]
+    process = subprocess.Popen([*command, "--", "--insecure", "--superlink", "127.0.0.1:9"])
+    yield process
+    process.terminate()
+    assert process.wait(20) == 0
+
+
+def _header(operation: str, device: dict[str, Any], **task: Any) -> dict[str, Any]:
+    return {"operation": operation, "task": Task(**task).as_config(), "device": device}
+
+
+def _trainer_pid() -> int:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"flowerbed.trainer" in path.read_bytes():
+                return int(path.parent.name)
+        except OSError:
+            continue
+    raise AssertionError("no trainer runs")
+
+
+def test_prepare_train_evaluate(
+    supervisor: subprocess.Popen[bytes], device_settings: dict[str, Any], shards: Path
+) -> None:
+    shard = load_shard(shards / "devices" / "phone")
+    prepared, _ = request(_header("prepare", device_settings))
+    assert prepared["shard"] == shard.fingerprint
+    assert prepared["metrics"]["num-examples"] == len(shard.train_labels)
+
+    learner = Learner(Task(), shard.image_shape, shard.classes, batch_size=16, seed=1)
+    start = learner.get_weights()
+    header = _header("train", device_settings, server_round=1, seed=1)
+    answer, data = request(header, start.tobytes())
+    assert answer["outcome"] == "completed"
+    assert answer["metrics"]["num-examples"] == 160
+    local = learner.evaluate(start, shard.test_images, shard.test_labels)
+    assert answer["metrics"]["eval-loss"] == pytest.approx(local.loss, rel=1e-4)
+    again, same = request(header, start.tobytes())
+    trained = np.frombuffer(data, np.float32)
+    np.testing.assert_allclose(trained, np.frombuffer(same, np.float32), atol=1e-6)
+
+    evaluated, nothing = request(_header("evaluate", device_settings), data)
+    assert not nothing
+    expected = learner.evaluate(trained, shard.test_images, shard.test_labels)
+    assert evaluated["metrics"]["eval-accuracy"] == pytest.approx(expected.accuracy)
+
+
+def test_a_bad_request_is_answered_and_the_trainer_lives(
+    supervisor: subprocess.Popen[bytes], device_settings: dict[str, Any]
+) -> None:
+    pid = _trainer_pid()
+    with pytest.raises(TrainerError, match="different models"):
+        request(_header("train", device_settings), b"\0" * 40)
+    with pytest.raises(TrainerError, match="batch-size"):
+        request(_header("train", device_settings | {"batch-size": 0}))
+    assert _trainer_pid() == pid
+
+
+def test_a_killed_trainer_is_reported_and_started_again(
+    supervisor: subprocess.Popen[bytes], device_settings: dict[str, Any], shards: Path
+) -> None:
+    request(_header("prepare", device_settings))
+    weights = Learner(Task(), (32, 32, 3), 10).get_weights().tobytes()
+    pid = _trainer_pid()
+    killer = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -9 {pid}"])
+    with pytest.raises(TrainerDiedError, match="signal 9"):
+        while True:
+            request(_header("train", device_settings), weights)
+    killer.wait()
+    assert json.loads(DEATH_RECORD.read_text())["cause"] == "signal 9"
+    answer, _ = request(_header("prepare", device_settings))
+    assert answer["outcome"] == "completed"
+    assert _trainer_pid() != pid
+
+
+def test_the_trainer_is_the_one_to_die_of_memory(supervisor: subprocess.Popen[bytes]) -> None:
+    adjust = Path(f"/proc/{_trainer_pid()}/oom_score_adj").read_text()
+    assert int(adjust) > int(Path(f"/proc/{supervisor.pid}/oom_score_adj").read_text())
+
+
+def test_the_client_app_imports_neither_tensorflow_nor_data() -> None:
+    code = "import flowerbed.client_app, sys; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert "flowerbed.handoff" in modules
+    heavy = {"tensorflow", "keras", "datasets", "flwr_datasets", "pandas", "PIL", "flowerbed.data"}
+    assert not heavy & set(modules)
+
+
+def test_the_trainer_imports_no_data_set_library() -> None:
+    code = "import flowerbed.trainer, flowerbed.learner, sys; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert "tensorflow" in modules
+    assert not {"datasets", "flwr_datasets", "flwr"} & set(modules)
+
+
+def test_the_socket_is_the_containers_own(supervisor: subprocess.Popen[bytes]) -> None:
+    assert TRAINER_SOCKET.is_socket()
+    assert os.stat(TRAINER_SOCKET).st_uid == os.getuid()

@@ -1,0 +1,117 @@
+"""Training and evaluation against plain Keras and against their own promises."""
+
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from flowerbed.config import ModelSettings
+from flowerbed.data import Shard, load_shard
+from flowerbed.learner import CROP, Learner, _augment, _batches
+
+SHAPE = (32, 32, 3)
+
+
+@pytest.fixture(scope="module")
+def shard(shards: Path) -> Shard:
+    return load_shard(shards / "devices" / "phone")
+
+
+@pytest.fixture(scope="module")
+def learner() -> Learner:
+    return Learner(ModelSettings(), SHAPE, 10, batch_size=16, seed=4)
+
+
+def test_evaluation_equals_keras(learner: Learner, shard: Shard) -> None:
+    """Also where the last batch is not full: 160 images are a batch and a quarter."""
+    images, labels = np.array(shard.train_images), np.array(shard.train_labels)
+    assert len(images) == 160
+    result = learner.evaluate(learner.get_weights(), images, labels)
+    probabilities = learner.model.predict(images, verbose=0)
+    loss = keras.losses.sparse_categorical_crossentropy(labels, probabilities)
+    assert result.examples == 160
+    assert result.loss == pytest.approx(float(np.mean(loss)), rel=1e-5)
+    assert result.accuracy == pytest.approx(np.mean(probabilities.argmax(1) == labels))
+
+
+def test_training_learns(learner: Learner, shard: Shard) -> None:
+    start = learner.get_weights()
+    before = learner.evaluate(start, shard.train_images, shard.train_labels)
+    result = learner.train(start, shard.train_images, shard.train_labels, epochs=25, seed=1)
+    after = learner.evaluate(result.weights, shard.train_images, shard.train_labels)
+    assert (result.steps, result.examples, result.partial) == (250, 4000, False)
+    assert after.loss < 0.7 * before.loss
+    assert after.accuracy > 0.5
+
+
+def test_training_is_repeatable_whatever_was_trained_before(learner: Learner, shard: Shard) -> None:
+    """The optimizer's momentum and the random numbers start afresh."""
+    start = learner.get_weights()
+    images, labels = shard.train_images, shard.train_labels
+    first = learner.train(start, images, labels, seed=1)
+    learner.train(start, images, labels, seed=2)
+    again = learner.train(start, images, labels, seed=1)
+    np.testing.assert_allclose(first.weights, again.weights, atol=1e-6)
+    assert np.abs(first.weights - start).max() > 1e-3
+
+
+def test_the_time_box_returns_what_was_learned(learner: Learner, shard: Shard) -> None:
+    start = learner.get_weights()
+    begin = time.monotonic()
+    result = learner.train(
+        start, shard.train_images, shard.train_labels, epochs=10_000, time_limit=1.0
+    )
+    assert time.monotonic() - begin < 3
+    assert result.partial
+    assert 0 < result.examples == result.steps * 16 < 10_000 * 160
+    assert not np.array_equal(result.weights, start)
+
+
+def test_the_proximal_term_holds_back(learner: Learner, shard: Shard) -> None:
+    start = learner.get_weights()
+    trainable = sum(int(np.prod(w.shape)) for w in learner.model.trainable_variables)
+    assert trainable < start.size
+    moved = [
+        np.linalg.norm(
+            learner.train(
+                start, shard.train_images, shard.train_labels, epochs=3, seed=1, proximal_mu=mu
+            ).weights
+            - start
+        )
+        for mu in (1e-9, 10.0)
+    ]
+    free = learner.train(start, shard.train_images, shard.train_labels, epochs=3, seed=1)
+    assert moved[1] < 0.9 * moved[0]
+    assert moved[0] == pytest.approx(np.linalg.norm(free.weights - start), rel=1e-3)
+
+
+def test_too_few_images_name_the_remedy(learner: Learner, shard: Shard) -> None:
+    with pytest.raises(ValueError, match="lower device_batch_size"):
+        learner.train(learner.get_weights(), shard.train_images[:15], shard.train_labels[:15])
+
+
+def test_an_epoch_sees_each_image_at_most_once(rng: np.random.Generator) -> None:
+    epochs = list(_batches(50, 16, 2, rng))
+    assert [len(batch) for batch in epochs] == [16] * 6
+    for epoch in (epochs[:3], epochs[3:]):
+        assert len(set(np.concatenate(epoch))) == 48
+
+
+def test_augmentation_shifts_and_flips_whole_images(rng: np.random.Generator) -> None:
+    images = rng.integers(0, 256, (64, *SHAPE), np.uint8)
+    before = images.copy()
+    result = _augment(images, rng)
+    np.testing.assert_array_equal(images, before)
+    assert result.shape == images.shape
+    centre = slice(2 * CROP, -2 * CROP)
+    for image, moved in zip(images, result, strict=True):
+        patch = moved[centre, centre]
+        candidates = [
+            view[top : top + patch.shape[0], left : left + patch.shape[1]]
+            for view in (image, image[:, ::-1])
+            for top in range(CROP, 3 * CROP + 1)
+            for left in range(CROP, 3 * CROP + 1)
+        ]
+        assert any(np.array_equal(patch, candidate) for candidate in candidates)

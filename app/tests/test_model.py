@@ -1,0 +1,67 @@
+"""The networks: the original as Keras has it, the recipe as documented, weights as a vector."""
+
+import keras
+import numpy as np
+import pytest
+
+from flowerbed.config import ModelSettings
+from flowerbed.model import BATCH_NORM_MOMENTUM, build_model, get_weights, set_weights
+
+SHAPE = (32, 32, 3)
+
+
+def _layers(model: keras.Model, kind: type) -> list[keras.Layer]:
+    return [layer for layer in model._flatten_layers() if isinstance(layer, kind)]
+
+
+def _stem(model: keras.Model) -> keras.layers.Layer:
+    (stem,) = (layer for layer in model._flatten_layers() if layer.name.lower() == "conv1")
+    return stem
+
+
+@pytest.mark.parametrize(("name", "momentum"), [("mobilenet", 0.99), ("mobilenetv2", 0.999)])
+def test_the_original_is_keras_own(name: str, momentum: float) -> None:
+    settings = ModelSettings(model=name, alpha=0.25 if name == "mobilenet" else 0.1, recipe="original")
+    model = build_model(settings, SHAPE, 10, seed=1)
+    norms = _layers(model, keras.layers.BatchNormalization)
+    assert {norm.momentum for norm in norms} == {momentum}
+    assert _stem(model).strides == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["mobilenet", "mobilenetv2"])
+def test_the_recipe_keeps_resolution_and_quickens_the_statistics(name: str) -> None:
+    original = build_model(ModelSettings(model=name, recipe="original"), SHAPE, 10, seed=1)
+    model = build_model(ModelSettings(model=name), SHAPE, 10, seed=1)
+    norms = _layers(model, keras.layers.BatchNormalization)
+    assert {norm.momentum for norm in norms} == {BATCH_NORM_MOMENTUM}
+    assert _stem(model).strides == (1, 1)
+    assert get_weights(model).size == get_weights(original).size
+
+
+def test_weights_make_the_journey(rng: np.random.Generator) -> None:
+    first = build_model(ModelSettings(), SHAPE, 10, seed=1)
+    second = build_model(ModelSettings(), SHAPE, 10, seed=2)
+    images = rng.integers(0, 256, (4, *SHAPE), np.uint8)
+    assert not np.array_equal(first(images), second(images))
+    set_weights(second, get_weights(first))
+    np.testing.assert_array_equal(first(images), second(images))
+
+
+def test_the_seed_decides_the_initial_weights() -> None:
+    vectors = [get_weights(build_model(ModelSettings(), SHAPE, 10, seed)) for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+    assert not np.array_equal(vectors[0], vectors[2])
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    model = build_model(ModelSettings(), SHAPE, 10, seed=1)
+    with pytest.raises(ValueError, match="different models"):
+        set_weights(model, np.zeros(3, np.float32))
+
+
+def test_a_negative_variance_does_not_reach_the_model() -> None:
+    model = build_model(ModelSettings(), SHAPE, 10, seed=1)
+    set_weights(model, get_weights(model) - 2)
+    variances = [w for w in model.weights if w.path.endswith("moving_variance")]
+    assert variances
+    assert all(np.min(variance) >= 0 for variance in variances)

@@ -1,0 +1,112 @@
+"""Results and metrics: what is written is what is served."""
+
+import csv
+import json
+import threading
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.parser import text_string_to_metric_families
+
+from flowerbed.metrics import DEVICE_METRICS, RUN_METRICS, StatusCollector
+from flowerbed.results import DeviceRow, Recorder, RoundRow, read_status, wait
+
+
+def _round(number: int) -> RoundRow:
+    return RoundRow(
+        number, None, None, 0.3 + number / 100, 2.0, 12.5, 0.1, 10.0, 0.1, 2.3, 160, 1, 1, "pi", 9.0
+    )
+
+
+def _device(number: int, name: str, outcome: str) -> DeviceRow:
+    return DeviceRow(
+        number, name, "phone", outcome, "", 160, 4.0, 0.5, 2.0, 3.5, 40.0, 2.1, 0.25, 1.9, 0.3
+    )
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Recorder:
+    recorder = Recorder("run-1", 2, tmp_path)
+    for name in ("pi", "phone-1"):
+        recorder.meet(name, "phone", {"machine": "local", "cpus": 0.5, "memory": None})
+    recorder.state("running")
+    recorder.finish_round(_round(1), [_device(1, "pi", "completed"), _device(1, "phone-1", "offline")])
+    recorder.device_accuracy(0.21, 2.2)
+    recorder.finish_round(_round(2), [_device(2, "pi", "completed"), _device(2, "phone-1", "partial")])
+    return recorder
+
+
+def test_a_rounds_accuracy_comes_with_the_next_round(recorder: Recorder) -> None:
+    rows = list(csv.DictReader((recorder.directory / "rounds.csv").open()))
+    assert [row["accuracy"] for row in rows] == ["0.21", ""]
+    assert [row["central_accuracy"] for row in rows] == ["0.31", "0.32"]
+    recorder.device_accuracy(0.22, 2.1)
+    rows = list(csv.DictReader((recorder.directory / "rounds.csv").open()))
+    assert [row["accuracy"] for row in rows] == ["0.21", "0.22"]
+
+
+def test_every_device_and_round_has_a_row(recorder: Recorder) -> None:
+    rows = list(csv.DictReader((recorder.directory / "devices.csv").open()))
+    assert [(row["round"], row["device"], row["outcome"]) for row in rows] == [
+        ("1", "pi", "completed"),
+        ("1", "phone-1", "offline"),
+        ("2", "pi", "completed"),
+        ("2", "phone-1", "partial"),
+    ]
+
+
+def test_nothing_is_overwritten(recorder: Recorder, tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError, match="run-1"):
+        Recorder("run-1", 2, tmp_path)
+
+
+def test_the_inventorys_part_is_kept(recorder: Recorder) -> None:
+    (recorder.directory / "lab.yml").write_text("commit: abc\n")
+    recorder.describe({"run": {"seed": 1}})
+    told = yaml.safe_load((recorder.directory / "run.yml").read_text())
+    assert told == {"run": {"seed": 1}, "lab": {"commit": "abc"}}
+
+
+def test_waiting_ends_with_a_round_or_with_the_run(recorder: Recorder, tmp_path: Path) -> None:
+    assert wait("run-1", 1, 0, tmp_path)["round"] == 2
+    assert wait("run-1", 2, 0.1, tmp_path)["state"] == "running"
+    threading.Timer(0.3, recorder.state, ("failed", "no device")).start()
+    assert wait("run-1", 2, 30, tmp_path)["message"] == "no device"
+    assert wait("run-2", 0, 0, tmp_path)["state"] == "starting"
+
+
+def test_the_endpoint_serves_the_newest_run(recorder: Recorder, tmp_path: Path) -> None:
+    recorder.device_accuracy(0.22, 2.1)
+    registry = CollectorRegistry()
+    registry.register(StatusCollector(tmp_path))
+    server, thread = start_http_server(0, "127.0.0.1", registry)
+    url = f"http://127.0.0.1:{server.server_port}/metrics"
+    with urllib.request.urlopen(url) as answer:
+        families = {f.name: f for f in text_string_to_metric_families(answer.read().decode())}
+    server.shutdown()
+    thread.join()
+    assert set(RUN_METRICS) | set(DEVICE_METRICS) < set(families)
+    assert families["model_accuracy"].samples[0].value == 0.22
+    assert families["flowerbed_round"].samples[0].value == 2
+    outcomes = {
+        (s.labels["device"], s.labels["outcome"]): s.value
+        for s in families["flowerbed_device_outcomes"].samples
+    }
+    assert outcomes["pi", "completed"] == 2
+    assert outcomes["phone-1", "offline"] == outcomes["phone-1", "partial"] == 1
+    info = families["flowerbed_device_info"].samples[0]
+    assert (info.labels["device_class"], info.labels["cpus"], info.labels["memory"]) == ("phone", "0.5", "")
+
+
+def test_before_the_first_run_there_is_nothing_and_no_error(tmp_path: Path) -> None:
+    assert read_status(tmp_path) is None
+    assert list(StatusCollector(tmp_path).collect()) == []
+
+
+def test_status_is_whole_json(recorder: Recorder) -> None:
+    status = json.loads((recorder.directory / "status.json").read_text())
+    assert status["history"][0]["accuracy"] == 0.21
+    assert not list(recorder.directory.glob(".*.draft"))
