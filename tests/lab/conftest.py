@@ -1,0 +1,144 @@
+"""A lab on this machine, deployed by the playbooks as a user would, on real images."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("FLOWERBED_TEST_DATA", ROOT.parent / "shared" / "data" / "cifar10"))
+HOME = Path("/var/lib/flowerbed")
+RESULTS = ROOT / "results"
+ROUNDS = 2
+EXAMPLES = 6000
+
+
+@dataclass
+class Played:
+    """What a playbook printed and how it ended."""
+
+    output: str
+    code: int
+
+    @property
+    def changed(self) -> int:
+        """Changed tasks over all hosts, from the recap."""
+        counts = re.findall(r"^\S+\s+: ok=\d+\s+changed=(\d+)", self.output, re.MULTILINE)
+        assert counts, self.output[-2000:]
+        return sum(map(int, counts))
+
+
+Play = Callable[..., Played]
+
+
+@pytest.fixture(scope="session")
+def play() -> Play:
+    """Run a playbook; its output goes to the terminal as it comes."""
+
+    def run(
+        playbook: str, *arguments: str, inventory: Path = ROOT / "inventory/local", ok: bool = True,
+        env: dict[str, str] | None = None, **variables: Any,
+    ) -> Played:
+        command = [str(Path(sys.executable).with_name("ansible-playbook")), f"playbooks/{playbook}.yml"]
+        command += ["-i", str(inventory), "-e", json.dumps(variables), *arguments]
+        print(f"\n$ {' '.join(command)}", flush=True)
+        lines = []
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | (env or {}),
+        ) as process:
+            assert process.stdout
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                lines.append(line)
+        played = Played("".join(lines), process.returncode)
+        assert played.code == 0 or not ok, f"{playbook} failed: see the output above"
+        return played
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def variables() -> dict[str, Any]:
+    """What the tests change in inventory/local: less data and fewer rounds."""
+    assert DATA.is_dir(), f"{DATA} is missing: set FLOWERBED_TEST_DATA to CIFAR-10 as parquet"
+    return {
+        "training_dataset": str(DATA.resolve()),
+        "training_examples": EXAMPLES,
+        "training_rounds": ROUNDS,
+        "training_run": "test-first",
+    }
+
+
+@pytest.fixture(scope="session")
+def before() -> Iterator[None]:
+    """Set a lab that stands here aside, and bring its data back in the end."""
+    aside = HOME.with_name("flowerbed.before-tests")
+    shutil.rmtree(RESULTS / "test-first", ignore_errors=True)
+    subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "playbooks/teardown.yml"],
+        cwd=ROOT, check=True,
+    )
+    if HOME.exists() and not aside.exists():
+        HOME.rename(aside)
+    yield
+    if aside.exists():
+        shutil.rmtree(HOME, ignore_errors=True)
+        aside.rename(HOME)
+
+
+@pytest.fixture(scope="session")
+def lab(before: None, play: Play, variables: dict[str, Any]) -> Played:
+    """site.yml on a machine that has no lab: deployed and trained."""
+    return play("site", **variables)
+
+
+@pytest.fixture(scope="session")
+def engine() -> docker.DockerClient:
+    """The machine's engine."""
+    return docker.from_env()
+
+
+@pytest.fixture(scope="session")
+def inventory() -> dict[str, dict[str, Any]]:
+    """The devices' variables, as Ansible resolves them."""
+    command = [Path(sys.executable).with_name("ansible-inventory"), "-i", "inventory/local", "--list"]
+    listed = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
+    hostvars = listed["_meta"]["hostvars"]
+    children = listed["devices"]["children"]
+    return {host: hostvars[host] for group in children for host in listed[group]["hosts"]}
+
+
+def query(expression: str) -> list[dict[str, Any]]:
+    """Ask the lab's Prometheus."""
+    url = "http://127.0.0.1:9090/api/v1/query?" + urllib.parse.urlencode({"query": expression})
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+    return result
+
+
+def eventually(check: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait until `check` holds."""
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        time.sleep(1)
+
+
+def run_yml(run: str) -> dict[str, Any]:
+    """A run's run.yml on the control node."""
+    told: dict[str, Any] = yaml.safe_load((RESULTS / run / "run.yml").read_text())
+    return told

@@ -1,0 +1,305 @@
+"""The local lab from nothing to nothing; the tests build on each other, in this order."""
+
+import csv
+import json
+import re
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+import yaml
+from conftest import EXAMPLES, HOME, RESULTS, ROOT, ROUNDS, Play, Played, eventually, query, run_yml
+
+BYTES = {"m": 2**20, "g": 2**30}
+
+
+def _bytes(text: str) -> int:
+    return int(float(text[:-1]) * BYTES[text[-1].lower()])
+
+
+def _rows(run: str, file: str) -> list[dict[str, str]]:
+    with (RESULTS / run / file).open() as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_check_mode_reaches_the_end_without_docker(
+    before: None, play: Play, variables: dict[str, Any], tmp_path: Path
+) -> None:
+    played = play(
+        "site", "--check", env={"DOCKER_HOST": f"unix://{tmp_path}/no-engine.sock"}, **variables
+    )
+    assert "failed=0" in played.output
+    assert not list(tmp_path.iterdir())
+    assert not HOME.exists()
+
+
+def test_site_shows_a_line_a_round_and_where_to_look(lab: Played) -> None:
+    for number in range(1, ROUNDS + 1):
+        assert re.search(rf"^ +{number}/{ROUNDS} +0\.\d{{4}} +\d\.\d{{4}} +\d+\.\d", lab.output, re.M)
+    assert "http://127.0.0.1:9090" in lab.output
+    assert str(RESULTS) in lab.output
+
+
+def test_limits_are_the_inventorys(
+    lab: Played, engine: docker.DockerClient, inventory: dict[str, dict[str, Any]]
+) -> None:
+    assert len(inventory) == 4
+    for device, wanted in inventory.items():
+        host = engine.containers.get(f"flowerbed-device-{device}").attrs["HostConfig"]
+        assert host["NanoCpus"] == round(wanted["device_cpus"] * 1e9)
+        assert host["Memory"] == host["MemorySwap"] == _bytes(wanted["device_memory"])
+
+
+def test_containers_have_no_more_rights_than_they_need(
+    lab: Played, engine: docker.DockerClient
+) -> None:
+    containers = engine.containers.list(filters={"label": "flowerbed.part"})
+    assert len(containers) == 4 + 5
+    for container in containers:
+        host, config = container.attrs["HostConfig"], container.attrs["Config"]
+        name = container.name
+        assert not host["Privileged"], name
+        assert host["CapDrop"] == ["ALL"], name
+        assert not host["CapAdd"], name
+        assert host["ReadonlyRootfs"], name
+        assert any(option.startswith("no-new-privileges") for option in host["SecurityOpt"]), name
+        assert host["PidsLimit"], name
+        assert host["LogConfig"]["Config"]["max-size"], name
+        assert host["RestartPolicy"]["Name"] == "unless-stopped", name
+        assert config["Healthcheck"], name
+        if name != "flowerbed-cadvisor":  # reads every cgroup, and holds no capability
+            assert config["User"] not in ("", "0", "root"), name
+            assert not any("docker.sock" in bind for bind in host["Binds"] or []), name
+        for bindings in (host["PortBindings"] or {}).values():
+            assert {binding["HostIp"] for binding in bindings} == {"127.0.0.1"}, name
+
+
+def test_prometheus_sees_everything(lab: Played, inventory: dict[str, dict[str, Any]]) -> None:
+    up = {(s["metric"]["job"], s["metric"].get("instance")): s["value"][1] for s in query("up")}
+    assert {job for job, _ in up} >= {"training", "cadvisor"}
+    assert set(up.values()) == {"1"}
+    assert len(query("model_accuracy")) == 1
+    for metric in (
+        "rate(container_cpu_usage_seconds_total[1m])",
+        "container_memory_working_set_bytes",
+        "container_network_receive_bytes_total",
+        "flowerbed_device_train_seconds",
+        "flowerbed_device_info",
+    ):
+        seen = {s["metric"].get("device"): s["metric"] for s in query(metric)}
+        assert set(inventory) <= set(seen), metric
+        for device in inventory:
+            assert seen[device]["device_class"] == run_yml("test-first")["devices"][device]["device_class"]
+
+
+def test_results_are_what_prometheus_saw(lab: Played) -> None:
+    rounds = _rows("test-first", "rounds.csv")
+    assert [int(row["round"]) for row in rounds] == list(range(1, ROUNDS + 1))
+
+    def agrees() -> bool:
+        seen = {
+            name: float(query(name)[0]["value"][1])
+            for name in ("model_accuracy", "model_loss", "model_central_accuracy", "flowerbed_round")
+        }
+        last = rounds[-1]
+        return seen == {
+            "model_accuracy": float(last["accuracy"]),
+            "model_loss": float(last["loss"]),
+            "model_central_accuracy": float(last["central_accuracy"]),
+            "flowerbed_round": ROUNDS,
+        }
+
+    eventually(agrees, 30, "Prometheus shows the last row of rounds.csv")
+
+
+def test_every_device_took_part(lab: Played, inventory: dict[str, dict[str, Any]]) -> None:
+    rows = _rows("test-first", "devices.csv")
+    assert {(row["device"], int(row["round"])) for row in rows} == {
+        (device, number) for device in inventory for number in range(1, ROUNDS + 1)
+    }
+    assert {row["outcome"] for row in rows} == {"completed"}
+    told = run_yml("test-first")
+    held = {name: device["examples"] for name, device in told["devices"].items()}
+    for device, wanted in inventory.items():
+        share = EXAMPLES / len(inventory) * wanted["device_data_fraction"]
+        assert held[device] == pytest.approx(0.8 * share, abs=2)
+    for row in rows:
+        epochs = inventory[row["device"]]["device_local_epochs"]
+        batch = inventory[row["device"]]["device_batch_size"]
+        assert int(row["examples"]) == held[row["device"]] // batch * batch * epochs
+
+
+def test_run_yml_says_how_it_came_about(lab: Played) -> None:
+    told = run_yml("test-first")
+    assert told["run"]["num_server_rounds"] == ROUNDS
+    assert told["versions"]["flwr"] == "1.42.0"
+    assert told["lab"]["commit"]
+    assert told["lab"]["images"]["application"].startswith("flowerbed/application:")
+    assert all(re.fullmatch("[0-9a-f]{64}", d["shard"]) for d in told["devices"].values())
+
+
+def test_the_model_loads_in_plain_keras(lab: Played) -> None:
+    """With nothing of this project: the images go in as they are."""
+    code = (
+        "import json, keras, numpy as np\n"
+        "model = keras.models.load_model('/results/model.keras')\n"
+        "images, labels = (np.load(f'/shard/test_{n}.npy') for n in ('images', 'labels'))\n"
+        "hits = model.predict(images, verbose=0, batch_size=128).argmax(1) == labels\n"
+        "print(json.dumps([len(labels), float(hits.mean())]))\n"
+    )
+    image = run_yml("test-first")["lab"]["images"]["application"]
+    command = ["docker", "run", "--rm", "--read-only", "--tmpfs", "/tmp", "--workdir", "/tmp"]
+    command += ["-v", f"{RESULTS}/test-first:/results:ro", "-v", f"{HOME}/shards/test/shard:/shard:ro"]
+    command += [image, "python", "-I", "-c", code]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    examples, accuracy = json.loads(printed.splitlines()[-1])
+    assert examples == 10_000
+    wanted = float(_rows("test-first", "rounds.csv")[-1]["central_accuracy"])
+    assert accuracy == pytest.approx(wanted, abs=2e-4)
+
+
+def test_a_second_run_changes_nothing(lab: Played, play: Play, variables: dict[str, Any]) -> None:
+    played = play("site", **variables)
+    assert played.changed == 0
+    assert "has trained before (test-first)" in played.output
+
+
+def test_status_is_a_table(lab: Played, play: Play, inventory: dict[str, dict[str, Any]]) -> None:
+    output = play("status").output
+    assert f"test-first: completed, round {ROUNDS} of {ROUNDS}" in output
+    for device, wanted in inventory.items():
+        line = next(line for line in output.splitlines() if f"{device} " in line)
+        for value in (wanted["device_cpus"], wanted["device_memory"], "Up ", "completed"):
+            assert str(value) in line
+
+
+def _add_device(tmp_path: Path) -> Path:
+    """inventory/local with one device more and one less."""
+    inventory = tmp_path / "local"
+    subprocess.run(["cp", "-r", str(ROOT / "inventory/local"), str(inventory)], check=True)
+    hosts = yaml.safe_load((inventory / "hosts.yml").read_text())
+    classes = hosts["devices"]["children"] if "devices" in hosts else hosts["all"]["children"]["devices"]["children"]
+    group, other = sorted(classes)[:2]
+    classes[group]["hosts"]["newcomer"] = None
+    gone = next(iter(classes[other]["hosts"]))
+    del classes[other]["hosts"][gone]
+    (inventory / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    (tmp_path / "gone").write_text(gone)
+    return inventory
+
+
+def test_a_device_comes_and_one_goes(
+    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient, tmp_path: Path
+) -> None:
+    inventory = _add_device(tmp_path)
+    gone = (tmp_path / "gone").read_text()
+    play("site", inventory=inventory, **variables)
+    names = {c.name for c in engine.containers.list(filters={"label": "flowerbed.part=device"})}
+    assert "flowerbed-device-newcomer" in names
+    assert f"flowerbed-device-{gone}" not in names
+    assert not (HOME / "shards/devices" / gone).exists()
+    played = play("site", **variables)
+    names = {c.name for c in engine.containers.list(filters={"label": "flowerbed.part=device"})}
+    assert f"flowerbed-device-{gone}" in names
+    assert "flowerbed-device-newcomer" not in names
+    assert played.changed > 0
+
+
+def _status() -> dict[str, Any]:
+    runs = HOME / "superlink/results"
+    told: dict[str, Any] = json.loads((runs / (runs / "current").read_text().strip() / "status.json").read_text())
+    return told
+
+
+def _kill(engine: docker.DockerClient, device: str, command: str) -> None:
+    """Kill the process of a device's container that has `command` in its command line."""
+    container = engine.containers.get(f"flowerbed-device-{device}")
+    for pid, *_, line in ((row[0], row[-1]) for row in container.top(ps_args="-eo pid,args")["Processes"]):
+        if command in line:
+            subprocess.run(["kill", "-9", pid], check=True)
+            return
+    raise AssertionError(f"{device} runs no {command}")
+
+
+def test_a_run_survives_its_faults(
+    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient,
+    inventory: dict[str, dict[str, Any]],
+) -> None:
+    """In round 1 a trainer, a SuperNode and a container are killed; in round 2 the SuperLink."""
+    trainer, supernode, container, _ = sorted(inventory)
+    problems: list[str] = []
+
+    def disturb() -> None:
+        try:
+            eventually(lambda: _status()["run"] == "test-faults", 120, "the run begins")
+            eventually(lambda: _status()["state"] == "running", 300, "the run is running")
+            time.sleep(6)
+            _kill(engine, trainer, "flowerbed.trainer")
+            _kill(engine, supernode, "flower-supernode")
+            engine.containers.get(f"flowerbed-device-{container}").kill()
+            engine.containers.get(f"flowerbed-device-{container}").start()
+            eventually(lambda: _status()["round"] >= 1, 300, "round 1 ends")
+            time.sleep(4)
+            superlink = engine.containers.get("flowerbed-superlink")
+            superlink.kill()
+            time.sleep(5)
+            superlink.start()
+        except AssertionError as error:
+            problems.append(str(error))
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    more = {"training_run": "test-faults", "training_rounds": 3, "training_round_timeout": 150}
+    play("train", **(variables | more))
+    thread.join()
+    assert not problems
+    rows = _rows("test-faults", "devices.csv")
+    first = {row["device"]: row["outcome"] for row in rows if row["round"] == "1"}
+    assert first[trainer] == "error"
+    assert first[supernode] == first[container] == "offline"
+    last = {row["device"]: row["outcome"] for row in rows if row["round"] == "3"}
+    assert set(last.values()) == {"completed"}
+    assert set(last) == set(inventory)
+    reason = next(r["reason"] for r in rows if r["device"] == trainer and r["outcome"] == "error")
+    assert "signal 9" in reason
+
+
+def test_missing_devices_are_named(
+    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient,
+    inventory: dict[str, dict[str, Any]],
+) -> None:
+    absent = min(inventory)
+    engine.containers.get(f"flowerbed-device-{absent}").stop()
+    more = {"training_run": "test-missing", "training_device_wait": 100}
+    played = play("train", ok=False, **(variables | more))
+    engine.containers.get(f"flowerbed-device-{absent}").start()
+    assert played.code != 0
+    assert re.search(rf"not ready after 100 s: {absent}\.", played.output)
+
+
+def test_teardown_leaves_the_data_and_purge_nothing(
+    lab: Played, play: Play, engine: docker.DockerClient
+) -> None:
+    stranger = engine.containers.run(
+        run_yml("test-first")["lab"]["images"]["prometheus"], entrypoint=["sleep", "300"],
+        name="stranger", detach=True, auto_remove=True,
+    )
+    try:
+        play("teardown")
+        assert not engine.containers.list(all=True, filters={"label": "flowerbed.part"})
+        assert not engine.networks.list(names=["flowerbed"])
+        assert (HOME / "superlink/results/test-first/model.keras").exists()
+        assert engine.images.list(filters={"label": "flowerbed.image=application"})
+        assert play("teardown").changed == 0
+        stranger.reload()
+        assert stranger.status == "running"
+    finally:
+        stranger.kill()
+    play("teardown", teardown_purge=True)
+    assert not HOME.exists()
+    assert not engine.images.list(filters={"label": "flowerbed.image"})
+    assert (RESULTS / "test-first/model.keras").exists()
