@@ -48,7 +48,7 @@ RUN apt-get update \
     && useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin flowerbed
 COPY --from=builder /opt/venv /opt/venv
 COPY --from=builder /opt/flowerbed /opt/flowerbed
-# The root file system of a container is read-only: what is written goes to /tmp. Nothing calls home.
+# A container's root file system is read-only: what is written goes to /tmp. Nothing calls home.
 ENV PATH=/opt/venv/bin:/usr/bin:/bin \
     HOME=/tmp \
     FLWR_HOME=/tmp/.flwr \
