@@ -20,7 +20,7 @@ WEIGHTS = "weights"
 
 def _hand_over(operation: str, message: Message, context: Context) -> Message:
     started = time.time()
-    config = dict(message.content["config"])  # type: ignore[call-overload]
+    config = dict(message.content["config"])
     task = Task.parse(config)
     device = DeviceSettings.parse(context.node_config)
     arrays = message.content.array_records.get("arrays")

@@ -24,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 IMAGE_SIDE = 32
 LOCAL_TEST_SHARE = 0.2
+FEWEST_IMAGES = 5
+"""A share of fewer leaves nothing to train or nothing to test."""
 DIGITS = Path("/opt/flowerbed/digits.csv.gz")
 """scikit-learn's digits (1,797 images of 8x8): the copy of the UCI ML hand-written digits."""
 
@@ -214,17 +216,15 @@ def _partitioner(plan: Plan) -> Any:
 def _share(partition: Any, share: DeviceShare, seed: int) -> dict[str, NDArray[Any]]:
     """A device's share of its partition, split into training and local test."""
     kept = partition.shuffle(seed=seed).select(range(round(len(partition) * share.fraction)))
-    if len(kept) < 5:
+    if len(kept) < FEWEST_IMAGES:
         raise DatasetError(
             f"device {share.device}: device_data_fraction = {share.fraction} leaves "
-            f"{len(kept)} of {len(partition)} images, at least 5 are needed"
+            f"{len(kept)} of {len(partition)} images, at least {FEWEST_IMAGES} are needed"
         )
     split = kept.train_test_split(LOCAL_TEST_SHARE, seed=seed)
     train_images, train_labels = _to_arrays(split["train"])
     test_images, test_labels = _to_arrays(split["test"])
-    return dict(
-        zip(_ARRAYS, (train_images, train_labels, test_images, test_labels), strict=True)
-    )
+    return dict(zip(_ARRAYS, (train_images, train_labels, test_images, test_labels), strict=True))
 
 
 def prepare(plan: Plan, output: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ down with its cause before the next one starts, so that the waiting ClientApp ca
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -48,7 +49,7 @@ class Child:
 
     def start(self) -> None:
         """Start the process in a session of its own, so that its children end with it."""
-        self.process = subprocess.Popen(self.command, start_new_session=True)  # noqa: S603
+        self.process = subprocess.Popen(self.command, start_new_session=True)
         self.started = time.monotonic()
         if self.oom_score_adjust:
             path = Path(f"/proc/{self.process.pid}/oom_score_adj")
@@ -74,10 +75,8 @@ def describe(status: int) -> str:
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def record_death(cause: str, record: Path = DEATH_RECORD) -> None:
@@ -128,7 +127,7 @@ class Supervisor:
         self._next_health = time.monotonic() + _HEALTH_INTERVAL
         healthy = all(child.process for child in self.children)
         try:
-            with urllib.request.urlopen(_HEALTH_URL, timeout=5):  # noqa: S310
+            with urllib.request.urlopen(_HEALTH_URL, timeout=5):
                 pass
         except (urllib.error.URLError, OSError):
             healthy = False

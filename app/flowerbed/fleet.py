@@ -82,7 +82,7 @@ def _read_reply(device: Device, sent: float, message: Message) -> Reply:
         sent,
         now,
         str(told["reason"]),
-        {key: float(value) for key, value in metrics.items()} if metrics else {},  # type: ignore[arg-type]
+        {key: float(value) for key, value in metrics.items()} if metrics else {},
         message,
     )
 
@@ -146,7 +146,7 @@ class Fleet:
             node_id=node,
             settings=settings,
             shard=str(told["device"]["shard"]),
-            examples=int(message.content.metric_records["metrics"]["num-examples"]),  # type: ignore[arg-type]
+            examples=int(message.content.metric_records["metrics"]["num-examples"]),
         )
         log.info("%s is ready (%s)", settings.device, settings.device_class)
 

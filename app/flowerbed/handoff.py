@@ -36,7 +36,9 @@ class TrainerDiedError(Exception):
         self.cause = cause
 
 
-def send_frame(connection: socket.socket, header: dict[str, Any], payload: bytes = b"") -> None:
+def send_frame(
+    connection: socket.socket, header: dict[str, Any], payload: bytes | bytearray = b""
+) -> None:
     """Send one frame."""
     encoded = json.dumps(header | {"size": len(payload)}).encode()
     connection.sendall(_LENGTH.pack(len(encoded)) + encoded)
@@ -73,12 +75,13 @@ def _connect(path: Path) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.connect(str(path))
-            return connection
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
             if time.monotonic() > deadline:
                 raise TrainerDiedError("no trainer is listening") from None
             time.sleep(0.2)
+        else:
+            return connection
 
 
 def _cause_of_death(since: float, record: Path) -> str:
@@ -97,7 +100,7 @@ def _cause_of_death(since: float, record: Path) -> str:
 
 def request(
     header: dict[str, Any],
-    payload: bytes = b"",
+    payload: bytes | bytearray = b"",
     path: Path = TRAINER_SOCKET,
     record: Path = DEATH_RECORD,
 ) -> tuple[dict[str, Any], bytearray]:

@@ -22,7 +22,10 @@ from flowerbed.results import RESULTS, read_status
 RUN_METRICS = {
     "model_accuracy": ("accuracy", "Accuracy, mean over devices weighted by examples."),
     "model_loss": ("loss", "Loss, mean over devices weighted by examples."),
-    "model_central_accuracy": ("central_accuracy", "Accuracy of the global model on the test split."),
+    "model_central_accuracy": (
+        "central_accuracy",
+        "Accuracy of the global model on the test split.",
+    ),
     "model_central_loss": ("central_loss", "Loss of the global model on the test split."),
     "flowerbed_round": ("round", "Last finished round."),
     "flowerbed_rounds": ("rounds", "Rounds that the run will have."),

@@ -140,9 +140,7 @@ class Run:
         self._meet()
 
     def _evaluate_centrally(self) -> tuple[float, float]:
-        result = self.learner.evaluate(
-            self.weights, self.test.test_images, self.test.test_labels
-        )
+        result = self.learner.evaluate(self.weights, self.test.test_images, self.test.test_labels)
         return result.accuracy, result.loss
 
     def _arrays(self) -> ArrayRecord:
@@ -152,9 +150,7 @@ class Run:
         config = ConfigRecord(
             self._task(server_round, time_limit=self.settings.round_timeout * _TIME_BOX)
         )
-        configured = self.strategy.configure_train(
-            server_round, self._arrays(), config, self.grid
-        )
+        configured = self.strategy.configure_train(server_round, self._arrays(), config, self.grid)
         # Flower's strategies leave time to live and group open; a message that outlives its
         # round would be worked on for nothing.
         return [
@@ -168,7 +164,7 @@ class Run:
             for message in configured
         ]
 
-    def _absent(self, server_round: int) -> list[Reply]:
+    def _absent(self) -> list[Reply]:
         """Known devices that are not online when the round begins."""
         now = time.monotonic()
         online = {device.name for device in self.fleet.online()}
@@ -189,7 +185,7 @@ class Run:
         if not self.fleet.online():
             self.fleet.wait_for((), settings.device_wait, log.info)
         self._meet()
-        absent = self._absent(server_round)
+        absent = self._absent()
         messages = self._configure(server_round)
         configured = time.monotonic()
         replies = self.fleet.exchange(messages, settings.round_timeout, _log_reply)

@@ -142,7 +142,9 @@ class Trainer:
 
 def _seed(task: Task, partition: int) -> int:
     """A seed of its own for every run, round and device, the same whenever it is repeated."""
-    return int(np.random.SeedSequence((task.seed, task.server_round, partition)).generate_state(1)[0])
+    return int(
+        np.random.SeedSequence((task.seed, task.server_round, partition)).generate_state(1)[0]
+    )
 
 
 def _limit_threads() -> None:
@@ -166,7 +168,7 @@ def serve(trainer: Trainer, listener: socket.socket) -> None:
                 try:
                     send_frame(connection, *trainer.answer(header, payload))
                 except (SettingsError, ValueError) as error:
-                    log.error("%s", error)
+                    log.error("%s", error)  # noqa: TRY400 - the message says it all
                     send_frame(connection, {"error": str(error)})
                 except ConnectionError:
                     raise

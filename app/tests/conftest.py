@@ -1,6 +1,5 @@
 """Small real data: what is tested is tested on it, in the image as it is shipped."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +36,12 @@ def shards(plan: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture
 def device_settings() -> dict[str, Any]:
     """The configuration that a ClientApp hands over, for a small device."""
-    return json.loads(
-        '{"device": "phone", "device-class": "budget_phone", "machine": "local", "batch-size": 16}'
-    )
+    return {
+        "device": "phone",
+        "device-class": "budget_phone",
+        "machine": "local",
+        "batch-size": 16,
+    }
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import pytest
 
 from flowerbed.config import DeviceSettings, RunSettings, SettingsError, Task
 
-DEFAULTS: dict[str, Any] = tomllib.loads(Path("/app/pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+PYPROJECT = tomllib.loads(Path("/app/pyproject.toml").read_text())
+DEFAULTS: dict[str, Any] = PYPROJECT["tool"]["flwr"]["app"]["config"]
 
 
 def test_the_defaults_of_the_app_are_a_run() -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,13 @@ from flowerbed.learner import Learner
 @pytest.fixture(scope="module")
 def supervisor(shards: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The supervisor with a real trainer; the SuperNode has no SuperLink and keeps trying."""
-    command = [sys.executable, "-m", "flowerbed.device", "--shard", str(shards / "devices" / "phone")]
+    command = [
+        sys.executable,
+        "-m",
+        "flowerbed.device",
+        "--shard",
+        str(shards / "devices" / "phone"),
+    ]
     process = subprocess.Popen([*command, "--", "--insecure", "--superlink", "127.0.0.1:9"])
     yield process
     process.terminate()
@@ -58,7 +63,7 @@ def test_prepare_train_evaluate(
     assert answer["metrics"]["num-examples"] == 160
     local = learner.evaluate(start, shard.test_images, shard.test_labels)
     assert answer["metrics"]["eval-loss"] == pytest.approx(local.loss, rel=1e-4)
-    again, same = request(header, start.tobytes())
+    _, same = request(header, start.tobytes())
     trained = np.frombuffer(data, np.float32)
     np.testing.assert_allclose(trained, np.frombuffer(same, np.float32), atol=1e-6)
 
@@ -86,9 +91,13 @@ def test_a_killed_trainer_is_reported_and_started_again(
     weights = Learner(Task(), (32, 32, 3), 10).get_weights().tobytes()
     pid = _trainer_pid()
     killer = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -9 {pid}"])
-    with pytest.raises(TrainerDiedError, match="signal 9"):
+
+    def train_for_ever() -> None:
         while True:
             request(_header("train", device_settings), weights)
+
+    with pytest.raises(TrainerDiedError, match="signal 9"):
+        train_for_ever()
     killer.wait()
     assert json.loads(DEATH_RECORD.read_text())["cause"] == "signal 9"
     answer, _ = request(_header("prepare", device_settings))
@@ -122,4 +131,4 @@ def test_the_trainer_imports_no_data_set_library() -> None:
 
 def test_the_socket_is_the_containers_own(supervisor: subprocess.Popen[bytes]) -> None:
     assert TRAINER_SOCKET.is_socket()
-    assert os.stat(TRAINER_SOCKET).st_uid == os.getuid()
+    assert TRAINER_SOCKET.stat().st_uid == os.getuid()

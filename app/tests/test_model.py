@@ -1,5 +1,7 @@
 """The networks: the original as Keras has it, the recipe as documented, weights as a vector."""
 
+from typing import Literal
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from flowerbed.config import ModelSettings
 from flowerbed.model import BATCH_NORM_MOMENTUM, build_model, get_weights, set_weights
 
 SHAPE = (32, 32, 3)
+Network = Literal["mobilenet", "mobilenetv2"]
 
 
 def _layers(model: keras.Model, kind: type) -> list[keras.Layer]:
@@ -20,8 +23,9 @@ def _stem(model: keras.Model) -> keras.layers.Layer:
 
 
 @pytest.mark.parametrize(("name", "momentum"), [("mobilenet", 0.99), ("mobilenetv2", 0.999)])
-def test_the_original_is_keras_own(name: str, momentum: float) -> None:
-    settings = ModelSettings(model=name, alpha=0.25 if name == "mobilenet" else 0.1, recipe="original")
+def test_the_original_is_keras_own(name: Network, momentum: float) -> None:
+    alpha = 0.25 if name == "mobilenet" else 0.1
+    settings = ModelSettings(model=name, alpha=alpha, recipe="original")
     model = build_model(settings, SHAPE, 10, seed=1)
     norms = _layers(model, keras.layers.BatchNormalization)
     assert {norm.momentum for norm in norms} == {momentum}
@@ -29,7 +33,7 @@ def test_the_original_is_keras_own(name: str, momentum: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["mobilenet", "mobilenetv2"])
-def test_the_recipe_keeps_resolution_and_quickens_the_statistics(name: str) -> None:
+def test_the_recipe_keeps_resolution_and_quickens_the_statistics(name: Network) -> None:
     original = build_model(ModelSettings(model=name, recipe="original"), SHAPE, 10, seed=1)
     model = build_model(ModelSettings(model=name), SHAPE, 10, seed=1)
     norms = _layers(model, keras.layers.BatchNormalization)

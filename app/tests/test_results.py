@@ -33,9 +33,13 @@ def recorder(tmp_path: Path) -> Recorder:
     for name in ("pi", "phone-1"):
         recorder.meet(name, "phone", {"machine": "local", "cpus": 0.5, "memory": None})
     recorder.state("running")
-    recorder.finish_round(_round(1), [_device(1, "pi", "completed"), _device(1, "phone-1", "offline")])
+    recorder.finish_round(
+        _round(1), [_device(1, "pi", "completed"), _device(1, "phone-1", "offline")]
+    )
     recorder.device_accuracy(0.21, 2.2)
-    recorder.finish_round(_round(2), [_device(2, "pi", "completed"), _device(2, "phone-1", "partial")])
+    recorder.finish_round(
+        _round(2), [_device(2, "pi", "completed"), _device(2, "phone-1", "partial")]
+    )
     return recorder
 
 
@@ -98,7 +102,11 @@ def test_the_endpoint_serves_the_newest_run(recorder: Recorder, tmp_path: Path) 
     assert outcomes["pi", "completed"] == 2
     assert outcomes["phone-1", "offline"] == outcomes["phone-1", "partial"] == 1
     info = families["flowerbed_device_info"].samples[0]
-    assert (info.labels["device_class"], info.labels["cpus"], info.labels["memory"]) == ("phone", "0.5", "")
+    assert (info.labels["device_class"], info.labels["cpus"], info.labels["memory"]) == (
+        "phone",
+        "0.5",
+        "",
+    )
 
 
 def test_before_the_first_run_there_is_nothing_and_no_error(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-
 from flwr.supercore.task_identity import TaskIdentity
 
 from flowerbed.strategies import STRATEGIES, StrategyError, make_strategy
@@ -32,7 +31,7 @@ class _Nodes:
 def _play(name: str, values: list[float], examples: list[int]) -> np.ndarray:
     strategy = make_strategy(name, PARAMETERS.get(name, {}))
     start = ArrayRecord({"weights": Array(np.zeros(4, np.float32))})
-    messages = list(strategy.configure_train(1, start, ConfigRecord({}), _Nodes()))  # type: ignore[arg-type]
+    messages = list(strategy.configure_train(1, start, ConfigRecord({}), _Nodes()))
     assert {m.metadata.dst_node_id for m in messages} == {1, 2, 3}
     replies = []
     for message, value, count in zip(messages, values, examples, strict=True):
@@ -46,7 +45,7 @@ def _play(name: str, values: list[float], examples: list[int]) -> np.ndarray:
         replies.append(Message(content, reply_to=message))
     arrays, _ = strategy.aggregate_train(1, replies)
     assert arrays is not None
-    return arrays["weights"].numpy()
+    return np.asarray(arrays["weights"].numpy())
 
 
 def test_fedavg_weighs_by_examples() -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ansible.errors import AnsibleFilterError
+
 
 def machine_of(device: str, hostvars: Mapping[str, Any]) -> str:
     """The machine that a device lives on: `device_machine`, by default the host itself."""
@@ -27,9 +29,41 @@ def devices_on(
     ]
 
 
+def class_of(own: list[str], groups: Mapping[str, list[str]]) -> str:
+    """The class of a device: the one of its groups that holds devices only.
+
+    Ansible tells a playbook who is in a group, not which group is below which. A group of devices
+    that is no class (a rack, say) makes two; the inventory then names the class by device_class.
+
+    Args:
+        own: names of the groups that the device is in.
+        groups: the inventory's groups.
+
+    Raises:
+        AnsibleFilterError: there is none or more than one; the message says what to do.
+    """
+    devices = set(groups.get("devices", ()))
+    classes = [
+        group
+        for group in own
+        if group not in ("devices", "machines", "coordinator") and devices.issuperset(groups[group])
+    ]
+    if not classes:
+        raise AnsibleFilterError(
+            "in no device class: put the device into a child group of devices, named after its "
+            "class, that holds devices only"
+        )
+    if len(classes) > 1:
+        raise AnsibleFilterError(
+            f"in {len(classes)} device classes, {', '.join(classes)}: take the device out of all "
+            "but one, or write in group_vars/<class>.yml device_class: <class>"
+        )
+    return classes[0]
+
+
 class FilterModule:
     """Ansible's way to find the filters."""
 
     def filters(self) -> dict[str, Any]:
         """The filters by name."""
-        return {"devices_on": devices_on, "machine_of": machine_of}
+        return {"class_of": class_of, "devices_on": devices_on, "machine_of": machine_of}

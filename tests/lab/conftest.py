@@ -26,6 +26,11 @@ ROUNDS = 2
 EXAMPLES = 6000
 
 
+def program(name: str) -> str:
+    """A program of the control node's virtual environment."""
+    return str(Path(sys.executable).with_name(name))
+
+
 @dataclass
 class Played:
     """What a playbook printed and how it ended."""
@@ -49,15 +54,23 @@ def play() -> Play:
     """Run a playbook; its output goes to the terminal as it comes."""
 
     def run(
-        playbook: str, *arguments: str, inventory: Path = ROOT / "inventory/local", ok: bool = True,
-        env: dict[str, str] | None = None, **variables: Any,
+        playbook: str,
+        *arguments: str,
+        inventory: Path = ROOT / "inventory/local",
+        ok: bool = True,
+        env: dict[str, str] | None = None,
+        **variables: Any,
     ) -> Played:
-        command = [str(Path(sys.executable).with_name("ansible-playbook")), f"playbooks/{playbook}.yml"]
-        command += ["-i", str(inventory), "-e", json.dumps(variables), *arguments]
+        command = [program("ansible-playbook"), f"playbooks/{playbook}.yml", "-i", str(inventory)]
+        command += ["-e", json.dumps(variables), *arguments]
         print(f"\n$ {' '.join(command)}", flush=True)
         lines = []
         with subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
             env=os.environ | (env or {}),
         ) as process:
             assert process.stdout
@@ -89,8 +102,9 @@ def before() -> Iterator[None]:
     aside = HOME.with_name("flowerbed.before-tests")
     shutil.rmtree(RESULTS / "test-first", ignore_errors=True)
     subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "playbooks/teardown.yml"],
-        cwd=ROOT, check=True,
+        [program("ansible-playbook"), "playbooks/teardown.yml"],
+        cwd=ROOT,
+        check=True,
     )
     if HOME.exists() and not aside.exists():
         HOME.rename(aside)
@@ -115,7 +129,7 @@ def engine() -> docker.DockerClient:
 @pytest.fixture(scope="session")
 def inventory() -> dict[str, dict[str, Any]]:
     """The devices' variables, as Ansible resolves them."""
-    command = [Path(sys.executable).with_name("ansible-inventory"), "-i", "inventory/local", "--list"]
+    command = [program("ansible-inventory"), "-i", "inventory/local", "--list"]
     listed = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
     hostvars = listed["_meta"]["hostvars"]
     children = listed["devices"]["children"]

@@ -39,7 +39,8 @@ def test_check_mode_reaches_the_end_without_docker(
 
 def test_site_shows_a_line_a_round_and_where_to_look(lab: Played) -> None:
     for number in range(1, ROUNDS + 1):
-        assert re.search(rf"^ +{number}/{ROUNDS} +0\.\d{{4}} +\d\.\d{{4}} +\d+\.\d", lab.output, re.M)
+        line = rf"^ +{number}/{ROUNDS} +0\.\d{{4}} +\d\.\d{{4}} +\d+\.\d"
+        assert re.search(line, lab.output, re.MULTILINE)
     assert "http://127.0.0.1:9090" in lab.output
     assert str(RESULTS) in lab.output
 
@@ -83,6 +84,7 @@ def test_prometheus_sees_everything(lab: Played, inventory: dict[str, dict[str, 
     assert {job for job, _ in up} >= {"training", "cadvisor"}
     assert set(up.values()) == {"1"}
     assert len(query("model_accuracy")) == 1
+    devices = run_yml("test-first")["devices"]
     for metric in (
         "rate(container_cpu_usage_seconds_total[1m])",
         "container_memory_working_set_bytes",
@@ -93,25 +95,23 @@ def test_prometheus_sees_everything(lab: Played, inventory: dict[str, dict[str, 
         seen = {s["metric"].get("device"): s["metric"] for s in query(metric)}
         assert set(inventory) <= set(seen), metric
         for device in inventory:
-            assert seen[device]["device_class"] == run_yml("test-first")["devices"][device]["device_class"]
+            assert seen[device]["device_class"] == devices[device]["device_class"]
 
 
 def test_results_are_what_prometheus_saw(lab: Played) -> None:
     rounds = _rows("test-first", "rounds.csv")
     assert [int(row["round"]) for row in rounds] == list(range(1, ROUNDS + 1))
 
+    last = rounds[-1]
+    wanted = {
+        "model_accuracy": float(last["accuracy"]),
+        "model_loss": float(last["loss"]),
+        "model_central_accuracy": float(last["central_accuracy"]),
+        "flowerbed_round": ROUNDS,
+    }
+
     def agrees() -> bool:
-        seen = {
-            name: float(query(name)[0]["value"][1])
-            for name in ("model_accuracy", "model_loss", "model_central_accuracy", "flowerbed_round")
-        }
-        last = rounds[-1]
-        return seen == {
-            "model_accuracy": float(last["accuracy"]),
-            "model_loss": float(last["loss"]),
-            "model_central_accuracy": float(last["central_accuracy"]),
-            "flowerbed_round": ROUNDS,
-        }
+        return wanted == {name: float(query(name)[0]["value"][1]) for name in wanted}
 
     eventually(agrees, 30, "Prometheus shows the last row of rounds.csv")
 
@@ -153,7 +153,8 @@ def test_the_model_loads_in_plain_keras(lab: Played) -> None:
     )
     image = run_yml("test-first")["lab"]["images"]["application"]
     command = ["docker", "run", "--rm", "--read-only", "--tmpfs", "/tmp", "--workdir", "/tmp"]
-    command += ["-v", f"{RESULTS}/test-first:/results:ro", "-v", f"{HOME}/shards/test/shard:/shard:ro"]
+    command += ["-v", f"{RESULTS}/test-first:/results:ro"]
+    command += ["-v", f"{HOME}/shards/test/shard:/shard:ro"]
     command += [image, "python", "-I", "-c", code]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     examples, accuracy = json.loads(printed.splitlines()[-1])
@@ -182,7 +183,7 @@ def _add_device(tmp_path: Path) -> Path:
     inventory = tmp_path / "local"
     subprocess.run(["cp", "-r", str(ROOT / "inventory/local"), str(inventory)], check=True)
     hosts = yaml.safe_load((inventory / "hosts.yml").read_text())
-    classes = hosts["devices"]["children"] if "devices" in hosts else hosts["all"]["children"]["devices"]["children"]
+    classes = hosts["devices"]["children"]
     group, other = sorted(classes)[:2]
     classes[group]["hosts"]["newcomer"] = None
     gone = next(iter(classes[other]["hosts"]))
@@ -211,14 +212,15 @@ def test_a_device_comes_and_one_goes(
 
 def _status() -> dict[str, Any]:
     runs = HOME / "superlink/results"
-    told: dict[str, Any] = json.loads((runs / (runs / "current").read_text().strip() / "status.json").read_text())
+    newest = (runs / "current").read_text().strip()
+    told: dict[str, Any] = json.loads((runs / newest / "status.json").read_text())
     return told
 
 
 def _kill(engine: docker.DockerClient, device: str, command: str) -> None:
     """Kill the process of a device's container that has `command` in its command line."""
     container = engine.containers.get(f"flowerbed-device-{device}")
-    for pid, *_, line in ((row[0], row[-1]) for row in container.top(ps_args="-eo pid,args")["Processes"]):
+    for pid, line in container.top(ps_args="-eo pid,args")["Processes"]:
         if command in line:
             subprocess.run(["kill", "-9", pid], check=True)
             return
@@ -226,7 +228,10 @@ def _kill(engine: docker.DockerClient, device: str, command: str) -> None:
 
 
 def test_a_run_survives_its_faults(
-    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient,
+    lab: Played,
+    play: Play,
+    variables: dict[str, Any],
+    engine: docker.DockerClient,
     inventory: dict[str, dict[str, Any]],
 ) -> None:
     """In round 1 a trainer, a SuperNode and a container are killed; in round 2 the SuperLink."""
@@ -269,7 +274,10 @@ def test_a_run_survives_its_faults(
 
 
 def test_missing_devices_are_named(
-    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient,
+    lab: Played,
+    play: Play,
+    variables: dict[str, Any],
+    engine: docker.DockerClient,
     inventory: dict[str, dict[str, Any]],
 ) -> None:
     absent = min(inventory)
@@ -285,8 +293,11 @@ def test_teardown_leaves_the_data_and_purge_nothing(
     lab: Played, play: Play, engine: docker.DockerClient
 ) -> None:
     stranger = engine.containers.run(
-        run_yml("test-first")["lab"]["images"]["prometheus"], entrypoint=["sleep", "300"],
-        name="stranger", detach=True, auto_remove=True,
+        run_yml("test-first")["lab"]["images"]["prometheus"],
+        entrypoint=["sleep", "300"],
+        name="stranger",
+        detach=True,
+        auto_remove=True,
     )
     try:
         play("teardown")

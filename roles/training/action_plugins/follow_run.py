@@ -18,6 +18,7 @@ PATIENCE = 30
 """Seconds that one look waits for the next round."""
 START_PATIENCE = 180
 """Seconds after which a run that has written nothing is taken for dead."""
+FINAL_STATES = ("completed", "failed")
 HEADING = f"{'round':>7}  {'accuracy':>8}  {'loss':>7}  {'seconds':>7}  slowest device"
 
 
@@ -30,7 +31,7 @@ def _line(row: dict[str, Any], rounds: int) -> str:
     )
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(ActionBase):
     """`follow_run: run=NAME`: returns the run's last status; fails when the run has failed."""
 
     TRANSFERS_FILES = False
@@ -56,7 +57,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
     def _dead(self, task_vars: Any) -> bool:
         """Whether Flower knows of no run that is under way."""
         try:
-            answer = self._exec("flowerbed-superlink", ["flwr", "list", "lab", "--format", "json"], task_vars)
+            command = ["flwr", "list", "lab", "--format", "json"]
+            answer = self._exec("flowerbed-superlink", command, task_vars)
         except AnsibleActionFail:  # the SuperLink itself may be on its way back
             return False
         return all(run["status"].startswith("finished") for run in answer.get("runs", []))
@@ -86,7 +88,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 raise AnsibleActionFail(f"run {name} failed: {message}")
             if status["state"] == "starting" and time.monotonic() > started + START_PATIENCE:
                 raise AnsibleActionFail(f"run {name} has not begun after {START_PATIENCE} s")
-            if not progressed and self._dead(task_vars):
-                # It may have ended between the two looks.
-                if self._status(name, shown, task_vars)["state"] not in ("completed", "failed"):
-                    raise AnsibleActionFail(f"run {name} ended without a word in round {shown + 1}")
+            dead = not progressed and self._dead(task_vars)
+            # It may have ended between the two looks.
+            if dead and self._status(name, shown, task_vars)["state"] not in FINAL_STATES:
+                raise AnsibleActionFail(f"run {name} ended without a word in round {shown + 1}")

@@ -1,0 +1,111 @@
+# What is typed on the control node; `make` alone lists it. ARGS goes to ansible-playbook:
+#   make lab INVENTORY=inventory/lab ARGS="--check --diff"
+PYTHON    ?= python3
+VENV      ?= .venv
+INVENTORY ?= inventory/local
+ARGS      ?=
+
+bin  = $(abspath $(VENV))/bin
+play = $(bin)/ansible-playbook -i $(INVENTORY) $(ARGS)
+pip  = $(bin)/python -m pip install --quiet --disable-pip-version-check
+# Written when an installation is complete, so that one which broke off is done again.
+control_node = $(VENV)/.control-node-is-ready
+test_tools   = $(VENV)/.test-tools-are-ready
+TIERS        = lint unit app lab-test
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- the lab -----------------------------------------------------------------------------------
+
+.PHONY: lab train status down
+lab: $(control_node) ## Deploy the lab of INVENTORY and train once
+	$(play) playbooks/site.yml
+
+train: $(control_node) ## Start another run on a lab that stands
+	$(play) playbooks/train.yml
+
+status: $(control_node) ## Show devices, containers and the newest run
+	$(play) playbooks/status.yml
+
+down: $(control_node) ## Remove the lab; ARGS="-e teardown_purge=true": its data and images too
+	$(play) playbooks/teardown.yml
+
+# --- the tests ---------------------------------------------------------------------------------
+
+.PHONY: test
+test: ## Run every test, tier by tier, up to the first that fails
+	@begin=$$(date +%s); \
+	for tier in $(TIERS); do \
+	  from=$$(date +%s); \
+	  printf '\n======== %s ========\n' "$$tier"; \
+	  $(MAKE) --no-print-directory "$$tier" || { \
+	    printf '======== %s FAILED after %d s ========\n' "$$tier" $$(($$(date +%s) - from)) >&2; \
+	    exit 1; }; \
+	  printf '======== %s passed in %d s ========\n' "$$tier" $$(($$(date +%s) - from)); \
+	done; \
+	printf '\nAll tests passed in %d s.\n' $$(($$(date +%s) - begin))
+
+.PHONY: lint ansible-lint yamllint ruff mypy hadolint shellcheck
+lint: ansible-lint yamllint ruff mypy hadolint shellcheck ## Check style and types (no machine)
+
+# It runs its neighbours, and looks for them on the PATH.
+ansible-lint: $(test_tools)
+	PATH="$(bin):$$PATH" ansible-lint -q
+
+yamllint: $(test_tools)
+	$(bin)/yamllint --strict .
+
+ruff: $(test_tools)
+	$(bin)/ruff check --quiet .
+	$(bin)/ruff format --quiet --diff .
+
+# The app runs on the Python of its image, everything else on the oldest of the control node.
+mypy: $(test_tools)
+	$(bin)/mypy --python-version 3.13 app
+	$(bin)/mypy --python-version 3.11 playbooks roles tests
+
+hadolint: $(test_tools)
+	$(bin)/hadolint app/*Dockerfile roles/*/files/*/Dockerfile
+
+shellcheck: $(test_tools)
+	PATH="$(bin):$$PATH" shellcheck .ci/run tests/app
+
+.PHONY: unit app lab-test
+unit: $(test_tools) ## Test roles, inventory, templates and dashboards (no machine)
+	$(bin)/python -m pytest tests/unit
+
+app: $(test_tools) ## Test the app in the application image, which is built if need be (Docker)
+	$(bin)/ansible-playbook -i inventory/local tests/image.yml
+	VENV="$(abspath $(VENV))" tests/app "$$(cat .cache/application-image)"
+
+lab-test: $(test_tools) ## Deploy, train, disturb and remove the local lab (Docker)
+	$(bin)/python -m pytest --exitfirst --capture=no tests/lab
+
+# --- what the above needs ----------------------------------------------------------------------
+
+# Debian's Python has the module venv, but not what that needs to put pip into one.
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is missing or older than 3.11; name another one: make PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "$(PYTHON) cannot make virtual environments yet: installing python3-venv"; \
+	    apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq --yes install \
+	      --no-install-recommends python3-venv >/dev/null; \
+	  fi; }
+	@$(PYTHON) -c 'import ensurepip' || { \
+	  echo "$(PYTHON) cannot make virtual environments: install python3-venv as root" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(control_node): requirements.txt | $(VENV)/bin/pip
+	@echo "Setting the control node up in $(VENV) (about a minute, once)"
+	$(pip) --requirement requirements.txt
+	@touch $@
+
+$(test_tools): tests/requirements.txt $(control_node)
+	@echo "Installing what the tests need into $(VENV)"
+	$(pip) --requirement tests/requirements.txt
+	@touch $@
