@@ -71,7 +71,8 @@ class DeviceSettings(_Settings):
 class ModelSettings(_Settings):
     """Which network is trained; everything that two sides must agree on to exchange weights."""
 
-    model: Literal["mobilenet", "mobilenetv2"] = "mobilenet"
+    model: Literal["mobilenet", "mobilenetv2", "linear"] = "mobilenet"
+    """`linear` is softmax regression, for labs whose subject is not the learning."""
     alpha: Annotated[float, Field(gt=0, le=2)] = 0.25
     """Width multiplier (Howard et al. 2017, https://arxiv.org/abs/1704.04861)."""
     recipe: Literal["small-images", "original"] = "small-images"

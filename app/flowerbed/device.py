@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowerbed.handoff import DEATH_RECORD, RUN_DIRECTORY
-from flowerbed.quota import out_of_memory_kills
+from flowerbed.quota import out_of_memory_kills, read_quota
 
 log = logging.getLogger("flowerbed.device")
 
@@ -42,6 +42,7 @@ class Child:
     name: str
     command: list[str]
     oom_score_adjust: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     start_at: float = 0.0
@@ -49,7 +50,9 @@ class Child:
 
     def start(self) -> None:
         """Start the process in a session of its own, so that its children end with it."""
-        self.process = subprocess.Popen(self.command, start_new_session=True)
+        self.process = subprocess.Popen(
+            self.command, start_new_session=True, env=os.environ | self.environment
+        )
         self.started = time.monotonic()
         if self.oom_score_adjust:
             path = Path(f"/proc/{self.process.pid}/oom_score_adj")
@@ -96,6 +99,8 @@ class Supervisor:
             "trainer",
             [sys.executable, "-m", "flowerbed.trainer", str(shard)],
             oom_score_adjust=_OOM_SCORE_ADJUST,
+            # numpy's and TensorFlow's libraries read it when they are loaded.
+            environment={"OMP_NUM_THREADS": str(read_quota().threads)},
         )
         self.supernode = Child("SuperNode", ["flower-supernode", *supernode_arguments])
         self.children = (self.trainer, self.supernode)

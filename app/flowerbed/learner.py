@@ -5,61 +5,25 @@ once for all rounds, and does not end in the idle seconds that `fit` spends in h
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
 from flowerbed.config import ModelSettings
+from flowerbed.learning import (
+    EVALUATION_BATCH,
+    MOMENTUM,
+    Evaluation,
+    Images,
+    Labels,
+    Training,
+    Weights,
+    batches,
+    flip,
+)
 from flowerbed.model import build_model, get_weights, set_weights
-
-EVALUATION_BATCH = 128
-MOMENTUM = 0.9
-
-Images = NDArray[np.uint8]
-Labels = NDArray[np.int64]
-Weights = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Mean cross-entropy and share of right answers over `examples`."""
-
-    loss: float
-    accuracy: float
-    examples: int
-
-
-@dataclass(frozen=True)
-class Training:
-    """What training left: `loss` and `accuracy` are means over the steps as they were taken."""
-
-    weights: Weights
-    loss: float
-    accuracy: float
-    examples: int
-    steps: int
-    partial: bool
-    """Whether the time was up before the last epoch ended."""
-
-
-def _flip(images: Images, rng: np.random.Generator) -> Images:
-    """Mirror half of the images: free, and shifts would cost more rounds than a lab runs."""
-    mirrored = rng.random(len(images)) < 0.5  # noqa: PLR2004 - half of them
-    return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-
-
-def _batches(examples: int, batch: int, epochs: int, rng: np.random.Generator) -> Iterator[Any]:
-    """Indices of full batches; what does not fill one is left out, differently each epoch."""
-    for _ in range(epochs):
-        order = rng.permutation(examples)
-        for start in range(0, examples - batch + 1, batch):
-            # Sorted: the images are memory-mapped, and the order within a batch means nothing.
-            yield np.sort(order[start : start + batch])
 
 
 class Learner:
@@ -186,13 +150,13 @@ class Learner:
         loss = accuracy = 0.0
         steps = 0
         partial = False
-        for indices in _batches(len(images), self._batch_size, epochs, rng):
+        for indices in batches(len(images), self._batch_size, epochs, rng):
             if steps and time.monotonic() >= deadline:
                 partial = True
                 break
             batch = images[indices]
             if self._flips:
-                batch = _flip(batch, rng)
+                batch = flip(batch, rng)
             batch_labels = labels[indices]
             step_loss, step_accuracy = (
                 self._proximal_step(batch, batch_labels, np.float32(proximal_mu))

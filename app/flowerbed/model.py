@@ -50,6 +50,11 @@ def build_model(
         classes: length of the probability vector that it returns.
     """
     keras.utils.set_random_seed(seed)
+    inputs = keras.Input(image_shape, dtype="uint8", name="image")
+    if settings.model == "linear":  # what flowerbed.linear trains
+        pixels = keras.layers.Flatten()(keras.layers.Rescaling(1 / 127.5, offset=-1.0)(inputs))
+        dense = keras.layers.Dense(classes, "softmax", kernel_initializer="zeros")
+        return keras.Model(inputs, dense(pixels), name=settings.model)
     arguments = {"dropout": 0.0} if settings.model == "mobilenet" else {}
     network = _NETWORK[settings.model](
         input_shape=image_shape, alpha=settings.alpha, weights=None, classes=classes, **arguments
@@ -58,7 +63,6 @@ def build_model(
     if settings.recipe == "small-images":
         network = _small_images(network, _STEM[settings.model])
         scaling = keras.layers.Rescaling(1 / 127.5, offset=-1.0)
-    inputs = keras.Input(image_shape, dtype="uint8", name="image")
     return keras.Model(inputs, network(scaling(inputs)), name=settings.model)
 
 

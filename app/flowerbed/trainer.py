@@ -8,7 +8,6 @@ device; here they are paid once.
 """
 
 import logging
-import os
 import socket
 import sys
 import time
@@ -21,6 +20,7 @@ import numpy as np
 from flowerbed.config import DeviceSettings, ModelSettings, SettingsError, Task
 from flowerbed.data import Shard, load_shard
 from flowerbed.handoff import TRAINER_SOCKET, receive_frame, send_frame
+from flowerbed.linear import LinearLearner
 from flowerbed.quota import read_quota
 
 log = logging.getLogger("flowerbed.trainer")
@@ -35,23 +35,28 @@ class Trainer:
         self._learner_key: tuple[ModelSettings, DeviceSettings] | None = None
 
     def _learner_for(self, task: Task, device: DeviceSettings) -> Any:
-        from flowerbed.learner import Learner  # imports TensorFlow
-
         settings = ModelSettings(**task.model_dump(include=set(ModelSettings.model_fields)))
         if self._learner_key != (settings, device):
             log.info("building %s alpha %g (%s)", task.model, task.alpha, task.recipe)
-            # A shard smaller than a batch is one batch.
-            self._learner = Learner(
-                settings,
-                self.shard.image_shape,
-                self.shard.classes,
-                batch_size=min(device.batch_size, len(self.shard.train_images)),
-                optimizer=device.optimizer,
-                learning_rate=device.learning_rate,
-            )
+            self._learner = self._build(settings, device)
             self._learner_key = (settings, device)
             self._warm_up(self._learner, task)
         return self._learner
+
+    def _build(self, settings: ModelSettings, device: DeviceSettings) -> Any:
+        shape, classes = self.shard.image_shape, self.shard.classes
+        options: dict[str, Any] = {
+            # A shard smaller than a batch is one batch.
+            "batch_size": min(device.batch_size, len(self.shard.train_images)),
+            "optimizer": device.optimizer,
+            "learning_rate": device.learning_rate,
+        }
+        if settings.model == "linear":
+            return LinearLearner(shape, classes, **options)
+        _load_tensorflow()
+        from flowerbed.learner import Learner
+
+        return Learner(settings, shape, classes, **options)
 
     def _warm_up(self, learner: Any, task: Task) -> None:
         """Compile the steps, so that the first round is as fast as the others."""
@@ -147,11 +152,17 @@ def _seed(task: Task, partition: int) -> int:
     )
 
 
-def _limit_threads() -> None:
-    threads = read_quota().threads
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+def _load_tensorflow() -> None:
+    """Import TensorFlow with as many threads as can run at once.
+
+    Not before it is needed: a device that waits for its first run, or trains a model without it,
+    does not pay for it.
+    """
     import tensorflow as tf
 
+    if "flowerbed.learner" in sys.modules:
+        return
+    threads = read_quota().threads
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     log.info("TensorFlow %s ready with %d thread(s)", tf.__version__, threads)
@@ -181,14 +192,13 @@ def serve(trainer: Trainer, listener: socket.socket) -> None:
 
 
 def main() -> None:
-    """Listen first, load TensorFlow then: whoever asks meanwhile waits in the queue."""
+    """Open the shard and answer requests until the process ends."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     TRAINER_SOCKET.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(TRAINER_SOCKET))
     listener.listen()
     shard = load_shard(Path(sys.argv[1]))
-    _limit_threads()
     serve(Trainer(shard), listener)
 
 

@@ -132,3 +132,12 @@ def test_the_trainer_imports_no_data_set_library() -> None:
 def test_the_socket_is_the_containers_own(supervisor: subprocess.Popen[bytes]) -> None:
     assert TRAINER_SOCKET.is_socket()
     assert TRAINER_SOCKET.stat().st_uid == os.getuid()
+
+
+def test_a_trainer_that_needs_no_tensorflow_has_none() -> None:
+    code = "import flowerbed.trainer, sys; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert "flowerbed.linear" in modules
+    assert not {"tensorflow", "keras"} & set(modules)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,14 @@ def _serve(path: Path, answer: Callable[[socket.socket], None]) -> threading.Thr
     return thread
 
 
+def _reply(header: dict[str, Any]) -> Callable[[socket.socket], None]:
+    def answer(connection: socket.socket) -> None:
+        receive_frame(connection)
+        send_frame(connection, header)
+
+    return answer
+
+
 def test_arrays_come_back_as_they_went(tmp_path: Path, rng: np.random.Generator) -> None:
     weights = rng.random(300_000, np.float32)
 
@@ -43,7 +52,7 @@ def test_arrays_come_back_as_they_went(tmp_path: Path, rng: np.random.Generator)
 
 
 def test_a_refusal_is_an_error_with_its_reason(tmp_path: Path) -> None:
-    _serve(tmp_path / "s", lambda c: send_frame(c, {"error": "batch too large"}))
+    _serve(tmp_path / "s", _reply({"error": "batch too large"}))
     with pytest.raises(TrainerError, match="batch too large"):
         request({}, path=tmp_path / "s")
 
@@ -78,7 +87,7 @@ def test_an_older_death_is_not_taken_for_this_one(
 def test_a_trainer_that_is_still_starting_is_waited_for(tmp_path: Path) -> None:
     def later() -> None:
         time.sleep(0.6)
-        _serve(tmp_path / "s", lambda c: send_frame(c, {"ok": True}))
+        _serve(tmp_path / "s", _reply({"ok": True}))
 
     threading.Thread(target=later, daemon=True).start()
     answer, _ = request({}, path=tmp_path / "s")

@@ -1,0 +1,70 @@
+"""The learner without TensorFlow, held against Keras step by step."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from flowerbed.config import ModelSettings
+from flowerbed.data import Shard, load_shard
+from flowerbed.learner import Learner
+from flowerbed.linear import LinearLearner
+
+SHAPE = (32, 32, 3)
+SETTINGS = ModelSettings(model="linear")
+
+
+@pytest.fixture(scope="module")
+def shard(shards: Path) -> Shard:
+    return load_shard(shards / "devices" / "phone")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("mu", [0.0, 0.5])
+def test_it_trains_and_evaluates_as_keras_does(shard: Shard, optimizer: str, mu: float) -> None:
+    """The same batches, flips and optimizer: the same weights."""
+    options = {"batch_size": 16, "optimizer": optimizer, "learning_rate": 0.001}
+    ours = LinearLearner(SHAPE, 10, **options)  # type: ignore[arg-type]
+    theirs = Learner(SETTINGS, SHAPE, 10, **options)  # type: ignore[arg-type]
+    start = ours.get_weights()
+    np.testing.assert_array_equal(start, theirs.get_weights())
+    images, labels = shard.train_images, shard.train_labels
+    one = ours.train(start, images, labels, epochs=2, seed=5, proximal_mu=mu)
+    two = theirs.train(start, images, labels, epochs=2, seed=5, proximal_mu=mu)
+    np.testing.assert_allclose(one.weights, two.weights, atol=2e-5)
+    assert one.loss == pytest.approx(two.loss, rel=1e-3)
+    assert (one.steps, one.examples) == (two.steps, two.examples) == (20, 320)
+    own = ours.evaluate(one.weights, shard.test_images, shard.test_labels)
+    kept = theirs.evaluate(one.weights, shard.test_images, shard.test_labels)
+    assert own.loss == pytest.approx(kept.loss, rel=1e-4)
+    assert own.accuracy == kept.accuracy
+
+
+def test_it_learns(shard: Shard) -> None:
+    learner = LinearLearner(SHAPE, 10, batch_size=16, learning_rate=0.001)
+    weights = learner.get_weights()
+    result = learner.train(weights, shard.train_images, shard.train_labels, epochs=30)
+    after = learner.evaluate(result.weights, shard.test_images, shard.test_labels)
+    assert after.accuracy > 0.6
+    assert not weights.any()
+
+
+def test_the_time_box_returns_what_was_learned(shard: Shard) -> None:
+    learner = LinearLearner(SHAPE, 10, batch_size=16)
+    weights = learner.get_weights()
+    images, labels = shard.train_images, shard.train_labels
+    result = learner.train(weights, images, labels, epochs=9, time_limit=1e-9)
+    assert (result.partial, result.steps) == (True, 1)
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    learner = LinearLearner(SHAPE, 10, batch_size=16)
+    with pytest.raises(ValueError, match="different models"):
+        learner.evaluate(np.zeros(3, np.float32), np.zeros((1, *SHAPE), np.uint8), np.zeros(1, int))
+
+
+def test_the_saved_model_is_plain_keras(tmp_path: Path) -> None:
+    learner = Learner(SETTINGS, SHAPE, 10)
+    learner.model.save(tmp_path / "model.keras")
+    assert keras.models.load_model(tmp_path / "model.keras").count_params() == 3073 * 10
