@@ -96,7 +96,7 @@ $(VENV)/bin/pip:
 	    apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq --yes install \
 	      --no-install-recommends python3-venv >/dev/null; \
 	  fi; }
-	@$(PYTHON) -c 'import ensurepip' || { \
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
 	  echo "$(PYTHON) cannot make virtual environments: install python3-venv as root" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 

@@ -29,6 +29,11 @@ def devices_on(
     ]
 
 
+# Classes by what they depend on: going through Ansible's list of hosts again for each device would
+# take longer than all the rest.
+_classes: dict[tuple[tuple[str, int], ...], list[str]] = {}
+
+
 def class_of(own: list[str], groups: Mapping[str, list[str]]) -> str:
     """The class of a device: the one of its groups that holds devices only.
 
@@ -42,12 +47,12 @@ def class_of(own: list[str], groups: Mapping[str, list[str]]) -> str:
     Raises:
         AnsibleFilterError: there is none or more than one; the message says what to do.
     """
-    devices = set(groups.get("devices", ()))
-    classes = [
-        group
-        for group in own
-        if group not in ("devices", "machines", "coordinator") and devices.issuperset(groups[group])
-    ]
+    key = tuple((group, len(groups[group])) for group in own)
+    if key not in _classes:
+        devices = set(groups.get("devices", ()))
+        others = [group for group in own if group not in ("devices", "machines", "coordinator")]
+        _classes[key] = [group for group in others if devices.issuperset(groups[group])]
+    classes = _classes[key]
     if not classes:
         raise AnsibleFilterError(
             "in no device class: put the device into a child group of devices, named after its "
