@@ -81,7 +81,7 @@ app: $(test_tools) ## Test the app in the application image, which is built if n
 	VENV="$(abspath $(VENV))" tests/app "$$(cat .cache/application-image)"
 
 lab-test: $(test_tools) ## Deploy, train, disturb and remove the local lab (Docker)
-	$(bin)/python -m pytest --exitfirst --capture=no tests/lab
+	$(bin)/python -m pytest --exitfirst --verbose --capture=no tests/lab
 
 # --- what the above needs ----------------------------------------------------------------------
 

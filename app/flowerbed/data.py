@@ -103,14 +103,13 @@ def load_shard(directory: Path) -> Shard:
 def _write_shard(
     directory: Path, arrays: dict[str, NDArray[Any]], partition: int, classes: int
 ) -> dict[str, Any]:
-    """Write a shard aside and put it in place whole; return its record."""
-    draft = directory.with_name(directory.name + ".draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    """Write a shard aside and put it in place whole; return its record.
+
+    One that is there already is left alone: a device that runs on it has its directory mounted.
+    """
     digest = hashlib.sha256()
     for name in _ARRAYS:
         digest.update(arrays[name].tobytes())
-        np.save(draft / f"{name}.npy", arrays[name])
     labels = np.bincount(arrays["train_labels"], minlength=classes)
     record = {
         "partition": partition,
@@ -120,9 +119,24 @@ def _write_shard(
         "test_examples": len(arrays["test_labels"]),
         "train_labels": labels.tolist(),
     }
+    if _read_record(directory) == record:
+        return record
+    draft = directory.with_name(directory.name + ".draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    for name in _ARRAYS:
+        np.save(draft / f"{name}.npy", arrays[name])
     (draft / _RECORD).write_text(json.dumps(record))
     shutil.rmtree(directory, ignore_errors=True)
     draft.rename(directory)
+    return record
+
+
+def _read_record(directory: Path) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = json.loads((directory / _RECORD).read_text())
+    except FileNotFoundError:
+        return None
     return record
 
 

@@ -108,3 +108,14 @@ def test_a_share_with_nothing_left_is_refused(parquet: Path, tmp_path: Path) -> 
     plan = _plan(parquet, devices=[{"device": "d0", "partition": 0, "fraction": 0.02}])
     with pytest.raises(DatasetError, match=r"device d0: device_data_fraction = 0\.02"):
         prepare(plan, tmp_path)
+
+
+def test_a_shard_that_is_there_is_left_alone(plan: dict[str, Any], tmp_path: Path) -> None:
+    """A running device has the directory mounted; another one in its place would be lost to it."""
+    prepare(Plan.model_validate(plan), tmp_path)
+    inodes = {path.name: path.stat().st_ino for path in (tmp_path / "devices").iterdir()}
+    changed = dict(plan, devices=[plan["devices"][0], dict(plan["devices"][1], fraction=0.4)])
+    prepare(Plan.model_validate(changed), tmp_path)
+    again = {path.name: path.stat().st_ino for path in (tmp_path / "devices").iterdir()}
+    assert again["phone"] == inodes["phone"]
+    assert again["pi"] != inodes["pi"]
