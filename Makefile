@@ -67,7 +67,7 @@ mypy: $(test_tools)
 	$(bin)/mypy --python-version 3.11 playbooks roles tests
 
 hadolint: $(test_tools)
-	$(bin)/hadolint app/*Dockerfile roles/*/files/*/Dockerfile
+	find . -name '*Dockerfile' -not -path './.*' -exec $(bin)/hadolint {} +
 
 shellcheck: $(test_tools)
 	PATH="$(bin):$$PATH" shellcheck .ci/run tests/app
