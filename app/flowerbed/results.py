@@ -36,6 +36,8 @@ class RoundRow:
     """One round. Accuracy and loss are of the model as it is after the round."""
 
     round: int
+    started: float
+    """Seconds of the wall clock (Unix) at which the round began."""
     accuracy: float | None
     """Mean over the devices' test splits, weighted by examples. Devices evaluate a model when
     they receive it, so this is filled in during the next round."""
@@ -58,7 +60,10 @@ class RoundRow:
 
 @dataclass
 class DeviceRow:
-    """One device in one round."""
+    """One device in one round; see `flowerbed.fleet.Times` for its parts.
+
+    For a device that has answered, they and the round's other parts add up to the round.
+    """
 
     round: int
     device: str
@@ -66,17 +71,22 @@ class DeviceRow:
     outcome: str
     reason: str
     examples: int
-    train_seconds: float
+    receive_seconds: float
+    queue_seconds: float
     evaluate_seconds: float
-    exchange_seconds: float
-    """From message sent to reply read, less training and evaluation: Flower and the network."""
+    train_seconds: float
+    send_seconds: float
     wait_seconds: float
     """Idle from its reply to the last device's."""
+    bytes_received: int
+    """Size of the message's arrays."""
+    bytes_sent: int
     examples_per_second: float
     loss: float | None
     """Of the received model on the device's test split."""
     accuracy: float | None
     train_loss: float | None
+    """Means over the steps of its training, of the model as it was then."""
     train_accuracy: float | None
 
 
@@ -113,6 +123,7 @@ class Recorder:
             "run": run,
             "state": "waiting",
             "message": "",
+            "started": time.time(),
             "round": 0,
             "rounds": rounds,
             "accuracy": None,

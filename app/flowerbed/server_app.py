@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,8 @@ def _mean(replies: list[Reply], key: str) -> float | None:
 
 def _device_row(server_round: int, reply: Reply, end: float) -> DeviceRow:
     metrics = reply.metrics
-    train = metrics.get("train-seconds", 0.0)
-    evaluate = metrics.get("evaluate-seconds", 0.0)
-    examples = int(metrics["num-examples"]) if "train-seconds" in metrics else 0
+    train = reply.times.train_seconds
+    examples = int(metrics["num-examples"]) if train else 0
     return DeviceRow(
         round=server_round,
         device=reply.device.name,
@@ -73,10 +73,11 @@ def _device_row(server_round: int, reply: Reply, end: float) -> DeviceRow:
         outcome=reply.outcome,
         reason=reply.reason,
         examples=examples,
-        train_seconds=train,
-        evaluate_seconds=evaluate,
-        exchange_seconds=max(0.0, reply.received - reply.sent - train - evaluate),
-        wait_seconds=max(0.0, end - reply.received),
+        **asdict(reply.times),
+        # A device that is not there does not wait.
+        wait_seconds=max(0.0, end - reply.received) if reply.message else 0.0,
+        bytes_received=int(metrics.get("bytes-received", 0)),
+        bytes_sent=int(metrics.get("bytes-sent", 0)),
         examples_per_second=examples / train if train else 0.0,
         loss=metrics.get("eval-loss"),
         accuracy=metrics.get("eval-accuracy"),
@@ -181,7 +182,7 @@ class Run:
             RoundError: no device returned a model.
         """
         settings = self.settings
-        begin = time.monotonic()
+        started, begin = time.time(), time.monotonic()
         if not self.fleet.online():
             self.fleet.wait_for((), settings.device_wait, log.info)
         self._meet()
@@ -207,6 +208,7 @@ class Run:
         rows = [_device_row(server_round, reply, exchanged) for reply in [*replies, *absent]]
         row = RoundRow(
             round=server_round,
+            started=started,
             accuracy=None,
             loss=None,
             central_accuracy=central_accuracy,
@@ -257,6 +259,7 @@ class Run:
                         **device.settings.model_dump(exclude={"device"}),
                         "examples": device.examples,
                         "shard": device.shard,
+                        "labels": list(device.labels),
                     }
                     for name, device in sorted(self._met.items())
                 },

@@ -17,13 +17,46 @@ from flowerbed.results import DeviceRow, Recorder, RoundRow, read_status, wait
 
 def _round(number: int) -> RoundRow:
     return RoundRow(
-        number, None, None, 0.3 + number / 100, 2.0, 12.5, 0.1, 10.0, 0.1, 2.3, 160, 1, 1, "pi", 9.0
+        round=number,
+        started=1.75e9 + 12.5 * number,
+        accuracy=None,
+        loss=None,
+        central_accuracy=0.3 + number / 100,
+        central_loss=2.0,
+        seconds=12.5,
+        configure_seconds=0.1,
+        devices_seconds=10.0,
+        aggregate_seconds=0.1,
+        evaluate_seconds=2.3,
+        examples=160,
+        devices=1,
+        failed=1,
+        slowest_device="pi",
+        slowest_seconds=9.0,
     )
 
 
 def _device(number: int, name: str, outcome: str) -> DeviceRow:
     return DeviceRow(
-        number, name, "phone", outcome, "", 160, 4.0, 0.5, 2.0, 3.5, 40.0, 2.1, 0.25, 1.9, 0.3
+        round=number,
+        device=name,
+        device_class="phone",
+        outcome=outcome,
+        reason="",
+        examples=160,
+        receive_seconds=1.25,
+        queue_seconds=0.25,
+        evaluate_seconds=0.5,
+        train_seconds=4.0,
+        send_seconds=0.5,
+        wait_seconds=3.5,
+        bytes_received=1000,
+        bytes_sent=1000,
+        examples_per_second=40.0,
+        loss=2.1,
+        accuracy=0.25,
+        train_loss=1.9,
+        train_accuracy=0.3,
     )
 
 
