@@ -90,7 +90,7 @@ class DeviceRow:
     train_accuracy: float | None
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     """Replace a file whole: a reader sees the old one or the new one."""
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(text)
@@ -135,10 +135,10 @@ class Recorder:
             "history": [],
         }
         self._save()
-        _write(root / CURRENT, run + "\n")
+        write(root / CURRENT, run + "\n")
 
     def _save(self) -> None:
-        _write(self.directory / STATUS, json.dumps(self._status, indent=1))
+        write(self.directory / STATUS, json.dumps(self._status, indent=1))
 
     def state(self, state: str, message: str = "") -> None:
         """Tell where the run is: waiting, running, completed or failed."""
@@ -162,7 +162,7 @@ class Recorder:
         if self.rounds:
             self.rounds[-1].accuracy, self.rounds[-1].loss = accuracy, loss
             self._status["history"][-1] |= {"accuracy": accuracy, "loss": loss}
-            _write(self.directory / "rounds.csv", _csv(RoundRow, self.rounds))
+            write(self.directory / "rounds.csv", _csv(RoundRow, self.rounds))
         self._save()
 
     def finish_round(self, row: RoundRow, device_rows: list[DeviceRow]) -> None:
@@ -180,8 +180,8 @@ class Recorder:
             "round_seconds": row.seconds,
         }
         self._status["history"].append(asdict(row))
-        _write(self.directory / "rounds.csv", _csv(RoundRow, self.rounds))
-        _write(self.directory / "devices.csv", _csv(DeviceRow, self.devices))
+        write(self.directory / "rounds.csv", _csv(RoundRow, self.rounds))
+        write(self.directory / "devices.csv", _csv(DeviceRow, self.devices))
         self._save()
 
     def describe(self, description: Mapping[str, Any]) -> None:
@@ -189,7 +189,7 @@ class Recorder:
         lab = self.directory / "lab.yml"
         known = {"lab": yaml.safe_load(lab.read_text())} if lab.exists() else {}
         text = yaml.safe_dump({**description, **known}, sort_keys=False)
-        _write(self.directory / "run.yml", text)
+        write(self.directory / "run.yml", text)
 
 
 def read_status(root: Path = RESULTS, run: str | None = None) -> dict[str, Any] | None:
