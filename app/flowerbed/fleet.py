@@ -126,12 +126,22 @@ class Fleet:
 
     Args:
         prepare: configuration of the message that asks a new node who it is.
+        ttl: seconds in which it may answer.
+        on_change: told the names of the devices online whenever one comes or goes.
     """
 
-    def __init__(self, grid: Grid, prepare: dict[str, Any], ttl: float) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        prepare: dict[str, Any],
+        ttl: float,
+        on_change: Callable[[set[str]], None],
+    ) -> None:
         self._grid = grid
         self._prepare = prepare
         self._ttl = ttl
+        self._on_change = on_change
+        self._names: set[str] = set()
         self._devices: dict[int, Device] = {}
         self._online: set[int] = set()
         self._left: set[int] = set()
@@ -160,6 +170,10 @@ class Fleet:
         for message in self._pull(self._questions):
             node = self._questions.pop(message.metadata.reply_to_message_id)
             self._introduce(node, message)
+        names = {device.name for device in self.online()}
+        if names != self._names:
+            self._names = names
+            self._on_change(names)
 
     def _introduce(self, node: int, message: Message) -> None:
         if message.has_error():

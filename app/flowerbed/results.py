@@ -16,7 +16,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ class Recorder:
         FileExistsError: the run has results already; nothing is overwritten.
     """
 
-    def __init__(self, run: str, rounds: int, root: Path = RESULTS) -> None:
+    def __init__(self, run: str, rounds: int, round_timeout: float, root: Path = RESULTS) -> None:
         self.directory = root / run
         self.directory.mkdir(exist_ok=True)  # the inventory's part may be there already
         if (self.directory / STATUS).exists():
@@ -126,11 +126,12 @@ class Recorder:
             "started": time.time(),
             "round": 0,
             "rounds": rounds,
+            "round_started": None,
+            "round_timeout": round_timeout,
             "accuracy": None,
             "loss": None,
             "central_accuracy": None,
             "central_loss": None,
-            "round_seconds": None,
             "devices": {},
             "history": [],
         }
@@ -148,7 +149,18 @@ class Recorder:
     def meet(self, name: str, device_class: str, info: Mapping[str, Any]) -> None:
         """Take note of a device that takes part."""
         entry = self._status["devices"].setdefault(name, {"last": None, "outcomes": {}})
-        entry |= {"device_class": device_class, "info": dict(info)}
+        entry |= {"device_class": device_class, "info": dict(info), "online": True}
+        self._save()
+
+    def online(self, names: Collection[str]) -> None:
+        """Take note of which devices Flower hears of."""
+        for name, entry in self._status["devices"].items():
+            entry["online"] = name in names
+        self._save()
+
+    def begin_round(self, started: float) -> None:
+        """A round begins, in Unix seconds."""
+        self._status["round_started"] = started
         self._save()
 
     def central(self, accuracy: float, loss: float) -> None:
@@ -177,7 +189,6 @@ class Recorder:
             "round": row.round,
             "central_accuracy": row.central_accuracy,
             "central_loss": row.central_loss,
-            "round_seconds": row.seconds,
         }
         self._status["history"].append(asdict(row))
         write(self.directory / "rounds.csv", _csv(RoundRow, self.rounds))

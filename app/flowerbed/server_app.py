@@ -107,7 +107,7 @@ class Run:
             settings.model_settings, test.image_shape, test.classes, seed=settings.seed
         )
         self.weights = self.learner.get_weights()
-        self.fleet = Fleet(grid, self._task(0), ttl=settings.device_wait)
+        self.fleet = Fleet(grid, self._task(0), settings.device_wait, recorder.online)
         self.grid = _Online(grid, self.fleet)
         self._met: dict[str, Device] = {}
         self._missing_reported: set[str] = set()
@@ -183,6 +183,7 @@ class Run:
         """
         settings = self.settings
         started, begin = time.time(), time.monotonic()
+        self.recorder.begin_round(started)
         if not self.fleet.online():
             self.fleet.wait_for((), settings.device_wait, log.info)
         self._meet()
@@ -309,7 +310,7 @@ def _log_reply(reply: Reply) -> None:
 def main(grid: Grid, context: Context) -> None:
     """Check the configuration, then run; a failure is written to the results by its message."""
     settings = RunSettings.parse(context.run_config)
-    recorder = Recorder(settings.run_name, settings.num_server_rounds)
+    recorder = Recorder(settings.run_name, settings.num_server_rounds, settings.round_timeout)
     try:
         strategy = make_strategy(settings.strategy, settings.strategy_parameters)
         Run(settings, strategy, grid, recorder, load_shard(TEST_SHARD)).play()

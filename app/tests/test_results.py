@@ -11,7 +11,7 @@ import yaml
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
-from flowerbed.metrics import DEVICE_METRICS, RUN_METRICS, StatusCollector
+from flowerbed.metrics import DEVICE_METRICS, ROUND_METRICS, RUN_METRICS, StatusCollector
 from flowerbed.results import DeviceRow, Recorder, RoundRow, read_status, wait
 
 
@@ -62,10 +62,11 @@ def _device(number: int, name: str, outcome: str) -> DeviceRow:
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> Recorder:
-    recorder = Recorder("run-1", 2, tmp_path)
+    recorder = Recorder("run-1", 2, 60.0, tmp_path)
     for name in ("pi", "phone-1"):
         recorder.meet(name, "phone", {"machine": "local", "cpus": 0.5, "memory": None})
     recorder.state("running")
+    recorder.begin_round(1.75e9)
     recorder.finish_round(
         _round(1), [_device(1, "pi", "completed"), _device(1, "phone-1", "offline")]
     )
@@ -97,7 +98,7 @@ def test_every_device_and_round_has_a_row(recorder: Recorder) -> None:
 
 def test_nothing_is_overwritten(recorder: Recorder, tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="run-1"):
-        Recorder("run-1", 2, tmp_path)
+        Recorder("run-1", 2, 60.0, tmp_path)
 
 
 def test_the_inventorys_part_is_kept(recorder: Recorder) -> None:
@@ -117,6 +118,7 @@ def test_waiting_ends_with_a_round_or_with_the_run(recorder: Recorder, tmp_path:
 
 def test_the_endpoint_serves_the_newest_run(recorder: Recorder, tmp_path: Path) -> None:
     recorder.device_accuracy(0.22, 2.1)
+    recorder.online({"pi"})
     registry = CollectorRegistry()
     registry.register(StatusCollector(tmp_path))
     server, thread = start_http_server(0, "127.0.0.1", registry)
@@ -125,7 +127,7 @@ def test_the_endpoint_serves_the_newest_run(recorder: Recorder, tmp_path: Path) 
         families = {f.name: f for f in text_string_to_metric_families(answer.read().decode())}
     server.shutdown()
     thread.join()
-    assert set(RUN_METRICS) | set(DEVICE_METRICS) < set(families)
+    assert set(RUN_METRICS) | set(ROUND_METRICS) | set(DEVICE_METRICS) < set(families)
     assert families["model_accuracy"].samples[0].value == 0.22
     assert families["flowerbed_round"].samples[0].value == 2
     outcomes = {
@@ -134,6 +136,15 @@ def test_the_endpoint_serves_the_newest_run(recorder: Recorder, tmp_path: Path) 
     }
     assert outcomes["pi", "completed"] == 2
     assert outcomes["phone-1", "offline"] == outcomes["phone-1", "partial"] == 1
+    assert families["flowerbed_round_aggregate_seconds"].samples[0].value == 0.1
+    assert families["flowerbed_run_info"].samples[0].labels == {"run": "run-1", "state": "running"}
+    last = families["flowerbed_device_last_outcome"].samples
+    assert {s.labels["device"]: s.labels["outcome"] for s in last} == {
+        "pi": "completed",
+        "phone-1": "partial",
+    }
+    online = {s.labels["device"]: s.value for s in families["flowerbed_device_online"].samples}
+    assert online == {"pi": 1, "phone-1": 0}
     info = families["flowerbed_device_info"].samples[0]
     assert (info.labels["device_class"], info.labels["cpus"], info.labels["memory"]) == (
         "phone",

@@ -3,6 +3,7 @@
 import ast
 import json
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -146,11 +147,19 @@ def test_prometheus_scrapes_every_target_of_every_job() -> None:
         prometheus_targets=targets,
         prometheus_scrape_interval="5s",
     )
-    scraped = [
-        {"job": job["job_name"], "address": address, "labels": config["labels"]}
+    files = {
+        job["job_name"]: Path(file).stem
         for job in yaml.safe_load(rendered)["scrape_configs"]
-        for config in job["static_configs"]
-        for address in config["targets"]
+        for config in job["file_sd_configs"]
+        for file in config["files"]
+    }
+    assert files == {"training": "training", "cadvisor": "cadvisor"}
+    template = "prometheus/templates/targets.yml.j2"
+    scraped = [
+        {"job": job, "address": address, "labels": group["labels"]}
+        for job in files
+        for group in yaml.safe_load(_render(template, prometheus_targets=targets, item=job))
+        for address in group["targets"]
     ]
     assert scraped == [{"labels": {}} | target for target in targets]
 
