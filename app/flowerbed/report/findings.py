@@ -53,11 +53,24 @@ def busy_seconds(row: DeviceRow) -> float:
     )
 
 
+def parts(record: Record) -> dict[str, float]:
+    """Where the devices' time went, in seconds."""
+    rows = record.devices
+    return {
+        "into training": sum(row.train_seconds for row in rows),
+        "into evaluating": sum(row.evaluate_seconds for row in rows),
+        "into messages on their way": sum(
+            row.receive_seconds + row.queue_seconds + row.send_seconds for row in rows
+        ),
+        "by waiting for others": sum(row.wait_seconds for row in rows),
+    }
+
+
 def waiting(record: Record) -> float | None:
     """Share of the devices' time that went by waiting for others."""
-    waited = sum(row.wait_seconds for row in record.devices)
-    busy = sum(busy_seconds(row) for row in record.devices)
-    return waited / (waited + busy) if waited + busy else None
+    spent = parts(record)
+    total = sum(spent.values())
+    return spent["by waiting for others"] / total if total else None
 
 
 def _waits(record: Record, row: RoundRow) -> list[float]:
@@ -165,9 +178,11 @@ def _limits(record: Record, usage: Mapping[str, Usage]) -> Iterable[Finding]:
 
 
 def _time(record: Record) -> Iterable[Finding]:
-    share = waiting(record)
-    if share is not None and share > HELD_UP:
-        yield Finding(f"{percent(share)} of the devices' time went by waiting for others.")
+    spent = parts(record)
+    total = sum(spent.values())
+    if total:
+        *most, last = (f"{percent(spent[part] / total)} {part}" for part in spent)
+        yield Finding(f"Of the devices' time went {', '.join(most)} and {last}.")
     later = [row.seconds for row in record.rounds[1:]]
     if later and record.rounds[0].seconds > SLOW_START * median(later):
         ratio = record.rounds[0].seconds / median(later)

@@ -153,7 +153,7 @@ def _summary(record: Record) -> Markup | None:
     return _tiles(
         [
             ("Accuracy", f"{last.central_accuracy:.3f}", "global model, test split"),
-            ("Accuracy on devices", _number(last.accuracy, 3), "mean, weighted by their images"),
+            ("On devices", _number(last.accuracy, 3), "mean of the accuracy there"),
             ("Rounds", f"{len(record.rounds)} of {wanted}", f"{len(record.names)} devices"),
             (
                 "Time",
@@ -262,7 +262,7 @@ def _work(record: Record, colours: pictures.Colours) -> Markup:
         "received",
         "sent",
     )
-    return _table(head, rows)
+    return _table(head, rows, words=(4, 5))
 
 
 def _usage(
@@ -295,7 +295,7 @@ def _usage(
             "From the first round's begin to the last one's end. Throttled: the share of the "
             "scheduler's periods (100 ms) in which the device wanted more than its quota."
         ),
-        _table(head, rows),
+        _table(head, rows, words=(3, 4, 7)),
         Markup('<div class="pair">{}</div>').format(
             _join(
                 [
@@ -327,6 +327,16 @@ def _data(record: Record) -> Markup | None:
     )
 
 
+_RUN_COLUMNS = {
+    "strategy": "strategy",
+    "strategy_parameters": "parameters",
+    "model": "model",
+    "alpha": "width",
+    "recipe": "recipe",
+    "num_server_rounds": "rounds",
+    "round_timeout": "round timeout, s",
+    "seed": "seed",
+}
 _DEVICE_COLUMNS = {
     "device_class": "class",
     "machine": "machine",
@@ -344,6 +354,8 @@ _DEVICE_COLUMNS = {
 def _setting(value: Any) -> str:
     if value is None or value == "":
         return "no limit"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={each}" for key, each in value.items()) or "-"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -358,6 +370,13 @@ def _configuration(record: Record, colours: pictures.Colours) -> Markup | None:
     )
     return _section(
         "What was run",
+        _table(
+            tuple(_RUN_COLUMNS.values()),
+            [[_setting(run.get(column)) for column in _RUN_COLUMNS]],
+            words=(1, 2, 4),
+        )
+        if run
+        else None,
         _table(("device", *_DEVICE_COLUMNS.values()), devices, words=(1, 2)) if run else None,
         Markup("<details><summary>All of run.yml</summary><pre>{}</pre></details>").format(
             yaml.safe_dump(record.description, sort_keys=False, default_flow_style=None)

@@ -62,6 +62,7 @@ _STYLE = {
 }
 _HALF = (4.6, 2.7)
 """Width and height in inches of a picture that takes half of a wide page, or a whole phone."""
+_LARGEST = 1.2
 _CELLS = 200
 """Cells of the picture of the data up to which each has its number written in it."""
 
@@ -88,7 +89,11 @@ def _svg(figure: Figure, title: str) -> Markup:
     text = re.sub(r' id="(?:figure|axes|patch|text|line2d|xtick|ytick|matplotlib)[^"]*"', "", text)
     text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
     text = re.sub(r"#[0-9a-f]{6}", lambda found: _variable(found[0]), text)
-    label = Markup('<svg role="img" aria-label="{}"').format(title)
+    # Little more than its natural width, so that letters are of a size in all pictures.
+    widest = figure.get_figwidth() * 96 * _LARGEST
+    label = Markup('<svg role="img" aria-label="{}" style="max-width: {:.0f}px"').format(
+        title, widest
+    )
     return label + Markup(text.removeprefix("<svg"))  # noqa: S704 - matplotlib has escaped it
 
 
@@ -138,7 +143,8 @@ def course(record: Record, colours: Colours, of: str) -> Markup:
             *zip(*own, strict=True), color=INK, linestyle=(0, (4, 2)), label="mean over the devices"
         )
     _whole_rounds(axes, rounds[-1])
-    axes.set_ylim(bottom=0)
+    if of == "accuracy":
+        axes.set_ylim(bottom=0)
     axes.set_ylabel(of)
     _legend(axes)
     return _svg(figure, f"{of.capitalize()} after each round")

@@ -1,7 +1,7 @@
 """What devices used of their machines during a run, as the lab's Prometheus has recorded it."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from flowerbed.prometheus import Prometheus, PrometheusError, Sample
@@ -13,16 +13,18 @@ Points = list[tuple[float, float]]
 _POINTS = 200
 _SCRAPE = 5.0
 """Seconds between two points at least: there are no more in Prometheus."""
-_RATE = "30s"
+_NOW = "30s"
+"""What a point looks back on. Ranges throughout: a container that has been replaced stays in an
+instant's answer for five minutes."""
 
-_CORES = 'sum by (device) (increase(container_cpu_usage_seconds_total{device!=""}[%(range)s]))'
+_CORES = 'sum by (device) (increase(container_cpu_usage_seconds_total{device!=""}[%s]))'
 _THROTTLED = (
-    'sum by (device) (increase(container_cpu_cfs_throttled_periods_total{device!=""}[%(range)s]))'
-    ' / sum by (device) (increase(container_cpu_cfs_periods_total{device!=""}[%(range)s]))'
+    'sum by (device) (increase(container_cpu_cfs_throttled_periods_total{device!=""}[%s]))'
+    ' / sum by (device) (increase(container_cpu_cfs_periods_total{device!=""}[%s]))'
 )
-_PEAK = 'max by (device) (max_over_time(container_memory_working_set_bytes{device!=""}[%(range)s]))'
-_CORES_NOW = f'sum by (device) (rate(container_cpu_usage_seconds_total{{device!=""}}[{_RATE}]))'
-_MEMORY_NOW = 'sum by (device) (container_memory_working_set_bytes{device!=""})'
+_PEAK = 'max by (device) (max_over_time(container_memory_working_set_bytes{device!=""}[%s]))'
+_CORES_NOW = f'sum by (device) (rate(container_cpu_usage_seconds_total{{device!=""}}[{_NOW}]))'
+MEMORY_NOW = _PEAK.replace("%s", _NOW)
 
 
 @dataclass
@@ -47,31 +49,35 @@ def size(text: str | None) -> float | None:
     return float(text) if exponent < 0 else float(text[:-1]) * 1024**exponent
 
 
-def _first_values(samples: Iterable[Sample]) -> dict[str, float]:
+def by_device(samples: Iterable[Sample]) -> dict[str, float]:
+    """The one value of each device."""
     return {sample.labels["device"]: sample.points[0][1] for sample in samples}
 
 
 def read_usage(prometheus: Prometheus, record: Record) -> tuple[dict[str, Usage], str]:
     """The usage of the run's devices, and why there is none where there is none."""
-    if not record.rounds:
-        return {}, "The run has no rounds."
     begin, seconds = record.begin, max(record.seconds, 2 * _SCRAPE)
+    end, step = begin + seconds, max(_SCRAPE, seconds / _POINTS)
     found: defaultdict[str, Usage] = defaultdict(Usage)
-    span = {"range": f"{seconds:.0f}s"}
+
+    def over_all(expression: str) -> dict[str, float]:
+        return by_device(prometheus.query(expression.replace("%s", f"{seconds:.0f}s"), end))
+
+    def over_time(expression: str) -> Iterator[tuple[str, Points]]:
+        for sample in prometheus.query_range(expression, begin, end, step):
+            yield sample.labels["device"], [(at - begin, value) for at, value in sample.points]
+
     try:
-        for device, used in _first_values(prometheus.query(_CORES % span, begin + seconds)).items():
+        for device, used in over_all(_CORES).items():
             found[device].cores = used / seconds
-        for device, share in _first_values(
-            prometheus.query(_THROTTLED % span, begin + seconds)
-        ).items():
+        for device, share in over_all(_THROTTLED).items():
             found[device].throttled = share
-        for device, peak in _first_values(prometheus.query(_PEAK % span, begin + seconds)).items():
+        for device, peak in over_all(_PEAK).items():
             found[device].memory_peak = peak
-        step = max(_SCRAPE, seconds / _POINTS)
-        for name, expression in (("cores", _CORES_NOW), ("memory", _MEMORY_NOW)):
-            for sample in prometheus.query_range(expression, begin, begin + seconds, step):
-                points = [(at - begin, value) for at, value in sample.points]
-                setattr(found[sample.labels["device"]], f"{name}_over_time", points)
+        for device, points in over_time(_CORES_NOW):
+            found[device].cores_over_time = points
+        for device, points in over_time(MEMORY_NOW):
+            found[device].memory_over_time = points
     except PrometheusError as error:
         return {}, str(error)
     known = {name: found[name] for name in record.names if name in found}
