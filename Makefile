@@ -19,12 +19,21 @@ help: ## List the targets
 
 # --- the lab -----------------------------------------------------------------------------------
 
-.PHONY: lab train status down
+.PHONY: lab train watch status logs report down
 lab: $(control_node) ## Deploy the lab of INVENTORY and train once
 	$(play) playbooks/site.yml
 
 train: $(control_node) ## Start another run on a lab that stands
 	$(play) playbooks/train.yml
+
+watch: $(control_node) ## Watch the run that is under way
+	$(play) playbooks/watch.yml
+
+logs: $(control_node) ## Collect the logs of all containers into the newest run's results
+	$(play) playbooks/logs.yml
+
+report: $(control_node) ## Write a report anew, RUNS=name, or compare runs, RUNS=one,other
+	$(play) playbooks/report.yml -e runs=$(RUNS)
 
 status: $(control_node) ## Show devices, containers and the newest run
 	$(play) playbooks/status.yml
