@@ -5,10 +5,15 @@ import math
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 ADDRESS = "http://flowerbed-prometheus:9090"
 """Its address in the lab's network."""
+
+MEMORY = 'max by (device) (max_over_time(container_memory_working_set_bytes{device!=""}[%s]))'
+"""Bytes of each device, the most in a time. A range and no instant: a container that has been
+replaced stays in an instant's answer for five minutes."""
 
 
 class PrometheusError(RuntimeError):
@@ -21,6 +26,11 @@ class Sample:
 
     labels: dict[str, str]
     points: list[tuple[float, float]]
+
+
+def by_device(samples: Iterable[Sample]) -> dict[str, float]:
+    """The one value of each device."""
+    return {sample.labels["device"]: sample.points[0][1] for sample in samples}
 
 
 class Prometheus:

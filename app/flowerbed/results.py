@@ -1,16 +1,10 @@
 """What is left of a run: a directory of plain files, whole at every moment.
 
-    python -m flowerbed.results [RUN] [--after ROUND --timeout SECONDS]
-
-prints the status of a run (by default the newest) as JSON; with --after it first waits until a
-round after ROUND is finished or the run is over.
-
-    status.json    where the run is now; what the metrics endpoint serves
-    rounds.csv     a row a round             devices.csv    a row a device and round
-    run.yml        configuration, versions, devices, fingerprints    model.keras    at the end
+status.json    where the run is now; what the metrics endpoint serves
+rounds.csv     a row a round             devices.csv    a row a device and round
+run.yml        configuration, versions, devices, fingerprints    model.keras    at the end
 """
 
-import argparse
 import csv
 import io
 import json
@@ -27,7 +21,6 @@ RESULTS = Path(os.environ.get("FLOWERBED_RESULTS", "/results"))
 STATUS = "status.json"
 CURRENT = "current"
 """A file beside the runs that names the newest one."""
-_NOT_YET = {"state": "starting", "message": "", "round": 0, "rounds": 0, "central_accuracy": None}
 FINAL_STATES = ("completed", "failed")
 
 
@@ -149,7 +142,12 @@ class Recorder:
     def meet(self, name: str, device_class: str, info: Mapping[str, Any]) -> None:
         """Take note of a device that takes part."""
         entry = self._status["devices"].setdefault(name, {"last": None, "outcomes": {}})
-        entry |= {"device_class": device_class, "info": dict(info), "online": True}
+        entry |= {
+            "device_class": device_class,
+            "info": dict(info),
+            "online": True,
+            "doing": "waiting",
+        }
         self._save()
 
     def online(self, names: Collection[str]) -> None:
@@ -161,6 +159,12 @@ class Recorder:
     def begin_round(self, started: float) -> None:
         """A round begins, in Unix seconds."""
         self._status["round_started"] = started
+        self._save()
+
+    def doing(self, names: Iterable[str], what: str) -> None:
+        """Take note of what devices do: working, waiting, or the outcome that they failed with."""
+        for name in names:
+            self._status["devices"][name]["doing"] = what
         self._save()
 
     def central(self, accuracy: float, loss: float) -> None:
@@ -211,28 +215,3 @@ def read_status(root: Path = RESULTS, run: str | None = None) -> dict[str, Any] 
     except FileNotFoundError:
         return None
     return status
-
-
-def wait(run: str | None, after: int, timeout: float, root: Path = RESULTS) -> dict[str, Any]:
-    """Wait until a round later than `after` is finished, or the run is, or the time is up."""
-    deadline = time.monotonic() + timeout
-    while True:
-        status = read_status(root, run) or dict(_NOT_YET, run=run)
-        over = status["state"] in FINAL_STATES
-        if over or status["round"] > after or time.monotonic() >= deadline:
-            return status
-        time.sleep(0.5)
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Wait for a round and print the run's status.")
-    parser.add_argument("run", nargs="?")
-    parser.add_argument("--after", type=int, default=-1)
-    parser.add_argument("--timeout", type=float, default=0)
-    arguments = parser.parse_args()
-    print(json.dumps(wait(arguments.run, arguments.after, arguments.timeout)))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,10 @@
 """What devices used of their machines during a run, as the lab's Prometheus has recorded it."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from flowerbed.prometheus import Prometheus, PrometheusError, Sample
+from flowerbed.prometheus import MEMORY, Prometheus, PrometheusError, by_device
 from flowerbed.report.record import Record
 
 Points = list[tuple[float, float]]
@@ -14,17 +14,15 @@ _POINTS = 200
 _SCRAPE = 5.0
 """Seconds between two points at least: there are no more in Prometheus."""
 _NOW = "30s"
-"""What a point looks back on. Ranges throughout: a container that has been replaced stays in an
-instant's answer for five minutes."""
+"""What a point looks back on."""
 
 _CORES = 'sum by (device) (increase(container_cpu_usage_seconds_total{device!=""}[%s]))'
 _THROTTLED = (
     'sum by (device) (increase(container_cpu_cfs_throttled_periods_total{device!=""}[%s]))'
     ' / sum by (device) (increase(container_cpu_cfs_periods_total{device!=""}[%s]))'
 )
-_PEAK = 'max by (device) (max_over_time(container_memory_working_set_bytes{device!=""}[%s]))'
 _CORES_NOW = f'sum by (device) (rate(container_cpu_usage_seconds_total{{device!=""}}[{_NOW}]))'
-MEMORY_NOW = _PEAK.replace("%s", _NOW)
+_MEMORY_NOW = MEMORY % _NOW
 
 
 @dataclass
@@ -49,11 +47,6 @@ def size(text: str | None) -> float | None:
     return float(text) if exponent < 0 else float(text[:-1]) * 1024**exponent
 
 
-def by_device(samples: Iterable[Sample]) -> dict[str, float]:
-    """The one value of each device."""
-    return {sample.labels["device"]: sample.points[0][1] for sample in samples}
-
-
 def read_usage(prometheus: Prometheus, record: Record) -> tuple[dict[str, Usage], str]:
     """The usage of the run's devices, and why there is none where there is none."""
     begin, seconds = record.begin, max(record.seconds, 2 * _SCRAPE)
@@ -72,11 +65,11 @@ def read_usage(prometheus: Prometheus, record: Record) -> tuple[dict[str, Usage]
             found[device].cores = used / seconds
         for device, share in over_all(_THROTTLED).items():
             found[device].throttled = share
-        for device, peak in over_all(_PEAK).items():
+        for device, peak in over_all(MEMORY).items():
             found[device].memory_peak = peak
         for device, points in over_time(_CORES_NOW):
             found[device].cores_over_time = points
-        for device, points in over_time(MEMORY_NOW):
+        for device, points in over_time(_MEMORY_NOW):
             found[device].memory_over_time = points
     except PrometheusError as error:
         return {}, str(error)
