@@ -32,7 +32,7 @@ watch: $(control_node) ## Watch the run that is under way
 logs: $(control_node) ## Collect the logs of all containers into the newest run's results
 	$(play) playbooks/logs.yml
 
-report: $(control_node) ## Write a report anew, RUNS=name, or compare runs, RUNS=one,other
+report: $(control_node) ## Write a report anew, of RUNS=name, or compare RUNS=one,other
 	$(play) playbooks/report.yml -e runs=$(RUNS)
 
 status: $(control_node) ## Show devices, containers and the newest run
@@ -89,8 +89,12 @@ app: $(test_tools) ## Test the app in the application image, which is built if n
 	$(bin)/ansible-playbook -i inventory/local tests/image.yml
 	VENV="$(abspath $(VENV))" tests/app "$$(cat .cache/application-image)"
 
-lab-test: $(test_tools) ## Deploy, train, disturb and remove the local lab (Docker)
+lab-test: $(test_tools) browser ## Deploy, train, disturb and remove the local lab (Docker)
 	$(bin)/python -m pytest --exitfirst --verbose --capture=no tests/lab
+
+.PHONY: screenshot
+screenshot: $(test_tools) browser ## Take the README's picture of a run's report, RUN=name
+	$(bin)/python tests/lab/browser.py results/$(RUN)/report.html files/report.png
 
 # --- what the above needs ----------------------------------------------------------------------
 
@@ -108,6 +112,16 @@ $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
 	  echo "$(PYTHON) cannot make virtual environments: install python3-venv as root" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+.PHONY: browser
+browser:
+	@command -v chromium >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing chromium, in which the tests look at the report"; \
+	    apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq --yes install \
+	      --no-install-recommends chromium >/dev/null; \
+	  fi; }
+	@command -v chromium >/dev/null || { echo "Install chromium as root" >&2; exit 1; }
 
 $(control_node): requirements.txt | $(VENV)/bin/pip
 	@echo "Setting the control node up in $(VENV) (about a minute, once)"
