@@ -138,11 +138,16 @@ def inventory() -> dict[str, dict[str, Any]]:
     return {host: hostvars[host] for group in children for host in listed[group]["hosts"]}
 
 
-def query(expression: str) -> list[dict[str, Any]]:
-    """Ask the lab's Prometheus."""
-    url = "http://127.0.0.1:9090/api/v1/query?" + urllib.parse.urlencode({"query": expression})
+def prometheus(path: str, **parameters: Any) -> Any:
+    """Ask the lab's Prometheus; a refusal is an error."""
+    url = f"http://127.0.0.1:9090/api/v1/{path}?{urllib.parse.urlencode(parameters, doseq=True)}"
     with urllib.request.urlopen(url, timeout=10) as answer:
-        result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+        return json.load(answer)["data"]
+
+
+def query(expression: str) -> list[dict[str, Any]]:
+    """What an expression gives now."""
+    result: list[dict[str, Any]] = prometheus("query", query=expression)["result"]
     return result
 
 

@@ -12,7 +12,21 @@ from typing import Any
 import docker
 import pytest
 import yaml
-from conftest import EXAMPLES, HOME, RESULTS, ROOT, ROUNDS, Play, Played, eventually, query, run_yml
+from conftest import (
+    EXAMPLES,
+    HOME,
+    RESULTS,
+    ROOT,
+    ROUNDS,
+    Play,
+    Played,
+    eventually,
+    prometheus,
+    query,
+    run_yml,
+)
+from dashboards import DASHBOARDS, queries
+from dashboards import variables as variables_of
 
 BYTES = {"m": 2**20, "g": 2**30}
 
@@ -85,6 +99,7 @@ def test_prometheus_sees_everything(lab: Played, inventory: dict[str, dict[str, 
     assert set(up.values()) == {"1"}
     assert len(query("model_accuracy")) == 1
     devices = run_yml("test-first")["devices"]
+    assert {s["metric"]["disk"] for s in query("container_fs_limit_bytes")}
     for metric in (
         "rate(container_cpu_usage_seconds_total[1m])",
         "container_memory_working_set_bytes",
@@ -133,6 +148,24 @@ def test_every_device_took_part(lab: Played, inventory: dict[str, dict[str, Any]
         assert int(row["examples"]) == held[row["device"]] // batch * batch * epochs
 
 
+def test_the_parts_of_a_round_add_up_to_it(lab: Played) -> None:
+    rounds = {row["round"]: row for row in _rows("test-first", "rounds.csv")}
+    rows = _rows("test-first", "devices.csv")
+    for number, row in rounds.items():
+        whole = float(row["seconds"])
+        server = [float(row[f"{part}_seconds"]) for part in ("configure", "aggregate", "evaluate")]
+        devices = float(row["devices_seconds"])
+        assert sum(server) + devices == pytest.approx(whole, rel=0.05)
+        for device in (device for device in rows if device["round"] == number):
+            parts = ("receive", "queue", "evaluate", "train", "send", "wait")
+            own = [float(device[f"{part}_seconds"]) for part in parts]
+            assert min(own) >= 0
+            assert sum(server) + sum(own) == pytest.approx(whole, rel=0.05), device
+            assert int(device["bytes_received"]) == int(device["bytes_sent"]) > 100_000
+    starts = [float(row["started"]) for row in rounds.values()]
+    assert starts[1] - starts[0] == pytest.approx(float(rounds["1"]["seconds"]), abs=1)
+
+
 def test_run_yml_says_how_it_came_about(lab: Played) -> None:
     told = run_yml("test-first")
     assert told["run"]["num_server_rounds"] == ROUNDS
@@ -140,6 +173,8 @@ def test_run_yml_says_how_it_came_about(lab: Played) -> None:
     assert told["lab"]["commit"]
     assert told["lab"]["images"]["application"].startswith("flowerbed/application:")
     assert all(re.fullmatch("[0-9a-f]{64}", d["shard"]) for d in told["devices"].values())
+    assert all(len(d["labels"]) == 10 for d in told["devices"].values())
+    assert all(sum(d["labels"]) == d["examples"] for d in told["devices"].values())
 
 
 def test_the_model_loads_in_plain_keras(lab: Played) -> None:
@@ -271,6 +306,86 @@ def test_a_run_survives_its_faults(
     assert set(last) == set(inventory)
     reason = next(r["reason"] for r in rows if r["device"] == trainer and r["outcome"] == "error")
     assert "signal 9" in reason
+
+
+def test_a_paused_device_is_alerted_and_counted(
+    lab: Played,
+    play: Play,
+    variables: dict[str, Any],
+    engine: docker.DockerClient,
+    inventory: dict[str, dict[str, Any]],
+) -> None:
+    paused = min(inventory)
+    alert = f'ALERTS{{alertname="DeviceOffline",alertstate="firing",device="{paused}"}}'
+    container = engine.containers.get(f"flowerbed-device-{paused}")
+    problems: list[str] = []
+
+    def disturb() -> None:
+        try:
+            eventually(lambda: _status()["run"] == "test-paused", 120, "the run begins")
+            eventually(lambda: _status()["round"] >= 1, 300, "round 1 ends")
+            container.pause()
+            eventually(lambda: bool(query(alert)), 240, f"the alert for {paused} fires")
+        except AssertionError as error:
+            problems.append(str(error))
+        finally:
+            container.unpause()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    more = {"training_run": "test-paused", "training_rounds": 12, "training_round_timeout": 60}
+    play("train", **(variables | more))
+    thread.join()
+    assert not problems
+    outcomes: dict[str, int] = {}
+    for row in _rows("test-paused", "devices.csv"):
+        if row["device"] == paused:
+            outcomes[row["outcome"]] = outcomes.get(row["outcome"], 0) + 1
+        else:
+            assert row["outcome"] == "completed"
+    assert outcomes["offline"] + outcomes.get("timeout", 0) >= 2
+    counted = f'flowerbed_device_outcomes_total{{device="{paused}"}} > 0'
+
+    def agrees() -> bool:
+        return outcomes == {s["metric"]["outcome"]: int(s["value"][1]) for s in query(counted)}
+
+    eventually(agrees, 30, "Prometheus counts the outcomes as devices.csv does")
+    eventually(lambda: not query(alert), 30, "the alert is over")
+
+
+def test_every_rule_works(lab: Played) -> None:
+    rules = [rule for group in prometheus("rules")["groups"] for rule in group["rules"]]
+    assert {rule["type"] for rule in rules} == {"recording", "alerting"}
+    assert {rule["name"]: rule.get("lastError") for rule in rules if rule["health"] != "ok"} == {}
+
+
+def test_every_query_of_every_dashboard_returns_data(lab: Played) -> None:
+    """Within the tests until here: of alerts and faults, too, there have been some."""
+    now = time.time()
+    window = {"start": now - 1800, "end": now, "step": 5}
+    silent = []
+    for path in DASHBOARDS:
+        values: dict[str, list[str]] = {}
+        for name, (series, label) in variables_of(path).items():
+            for known, chosen in values.items():
+                series = series.replace(f"${known}", "|".join(chosen))
+            values[name] = prometheus(f"label/{label}/values", **{"match[]": series})
+            assert values[name], f"{path.name}: {name}"
+        for each in queries(path):
+            if not prometheus("query_range", query=each.expand(values), **window)["result"]:
+                silent.append(f"{each.where}: {each.expression}")
+    assert silent == []
+
+
+def test_prometheus_keeps_its_data(
+    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient
+) -> None:
+    oldest = "min_over_time(timestamp(flowerbed_round)[1h:15s])"
+    before = float(query(oldest)[0]["value"][1])
+    engine.containers.get("flowerbed-prometheus").remove(force=True)
+    assert play("coordinator", **variables).changed == 1
+    eventually(lambda: bool(query(oldest)), 30, "Prometheus answers")
+    assert float(query(oldest)[0]["value"][1]) == pytest.approx(before, abs=60)
 
 
 def test_missing_devices_are_named(
