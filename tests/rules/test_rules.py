@@ -56,7 +56,7 @@ def test_every_alert_is_tested_where_it_fires_and_where_it_does_not() -> None:
 
 
 def test_every_query_of_every_dashboard_parses(tmp_path: Path) -> None:
-    rules = []
+    rules: list[dict[str, str]] = []
     for path in DASHBOARDS:
         anything = {name: [".*"] for name in variables(path)}
         for query in queries(path):
