@@ -9,6 +9,8 @@ from typing import Any
 
 DASHBOARDS = sorted((Path(__file__).parents[1] / "files/grafana").glob("*.json"))
 
+KEYWORDS = {"and", "or", "unless", "bool", "offset", "inf", "nan"}
+
 
 @dataclass(frozen=True)
 class Query:
@@ -57,3 +59,12 @@ def variables(path: Path) -> dict[str, tuple[str, str]]:
         assert asked, variable
         found[str(variable["name"])] = (asked[1], asked[2])
     return found
+
+
+def metric_names(expression: str) -> set[str]:
+    """The names of metrics in a PromQL expression."""
+    rest = re.sub(r'"(?:\\.|[^"\\])*"', "", expression)
+    rest = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", rest)
+    rest = re.sub(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", rest)
+    words = re.findall(r"(?<![\w:$])[a-zA-Z_:][\w:]*\b(?!\s*\()", rest)
+    return {word for word in words if word.lower() not in KEYWORDS}
