@@ -11,7 +11,7 @@ pip  = $(bin)/python -m pip install --quiet --disable-pip-version-check
 # Written when an installation is complete, so that one which broke off is done again.
 control_node = $(VENV)/.control-node-is-ready
 test_tools   = $(VENV)/.test-tools-are-ready
-TIERS        = lint unit app lab-test
+TIERS        = lint unit app rules lab-test
 
 .PHONY: help
 help: ## List the targets
@@ -81,13 +81,18 @@ hadolint: $(test_tools)
 shellcheck: $(test_tools)
 	PATH="$(bin):$$PATH" shellcheck .ci/run tests/app
 
-.PHONY: unit app lab-test
+.PHONY: unit images app rules lab-test
 unit: $(test_tools) ## Test roles, inventory, templates and dashboards (no machine)
 	$(bin)/python -m pytest tests/unit
 
-app: $(test_tools) ## Test the app in the application image, which is built if need be (Docker)
+images: $(test_tools)
 	$(bin)/ansible-playbook -i inventory/local tests/image.yml
+
+app: images ## Test the app in the application image, which is built if need be (Docker)
 	VENV="$(abspath $(VENV))" tests/app "$$(cat .cache/application-image)"
+
+rules: images ## Test the rules and queries of Prometheus with its promtool (Docker)
+	$(bin)/python -m pytest tests/rules
 
 lab-test: $(test_tools) browser ## Deploy, train, disturb and remove the local lab (Docker)
 	$(bin)/python -m pytest --exitfirst --verbose --capture=no tests/lab

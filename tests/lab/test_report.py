@@ -1,6 +1,7 @@
 """The pages that the lab's runs have left, in a real browser."""
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,3 +108,12 @@ def test_the_report_shows_what_the_rows_say(lab: Played, browser: Browser) -> No
     assert f"{float(last['central_accuracy']):.3f}" in text
     assert f"Every device completed every round (4 devices, {last['round']} rounds)." in text
     assert "Nothing to show" not in text
+
+
+def test_the_findings_name_a_device_that_was_paused(lab: Played, browser: Browser) -> None:
+    with (RESULTS / "test-paused/devices.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    (paused,) = {row["device"] for row in rows if row["outcome"] != "completed"}
+    with opened(browser, RESULTS / "test-paused/report.html", 1200) as seen:
+        grave = seen.page.locator(".findings .grave").all_inner_texts()
+    assert any(re.match(rf"{paused} was offline in rounds? \d", text) for text in grave), grave
