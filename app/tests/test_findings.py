@@ -109,7 +109,7 @@ def test_the_share_of_waiting(held_up_twice: Record) -> None:
 
 
 def test_a_straggler_is_named_with_the_reason(held_up_twice: Record) -> None:
-    said = "held up 2 of 3 rounds; the others waited 44 s for it, all of them together."
+    said = "held up 2 of 3 rounds; the others together waited 44 s for it."
     assert f"budget-1 {said}" in _texts(held_up_twice)
     throttled = {"budget-1": Usage(throttled=0.96), "pi4-1": Usage(throttled=0.5)}
     assert f"budget-1 was throttled 96 % of the time and {said}" in _texts(held_up_twice, throttled)
@@ -129,7 +129,7 @@ def test_a_paused_device_is_named() -> None:
     record = _record([_round(1, "laptop-1"), _round(2, "budget-1"), _round(3, "laptop-1")], rows)
     grave = [found.text for found in find(record, {}) if found.grave]
     assert grave == [
-        "budget-1 held up 1 of 3 rounds; the others waited 30 s for it, all of them together.",
+        "budget-1 held up 1 of 3 rounds; the others together waited 30 s for it.",
         "budget-1 was offline in round 3.",
         "budget-1 did not answer in time in round 2.",
     ]
@@ -147,6 +147,18 @@ def test_outcomes_are_told_with_their_rounds() -> None:
     assert "budget-1 failed in round 3: the trainer died of: signal 9." in texts
     assert "pi4-1 returned what it had learned when its time was up in round 1." in texts
     assert not [text for text in texts if "Every device" in text]
+
+
+def test_of_many_devices_only_some_are_named() -> None:
+    rows = [_row(1, f"d{n}", 0, "offline") for n in range(9)] + [_row(2, "d8", 0, "offline")]
+    texts = _texts(_record([_round(1, "pi4-1"), _round(2, "pi4-1")], rows))
+    assert [text for text in texts if "offline" in text] == [
+        "d8 was offline in rounds 1 and 2.",
+        "d0 was offline in round 1.",
+        "d1 was offline in round 1.",
+        "d2 was offline in round 1.",
+        "5 more devices were offline in some round.",
+    ]
 
 
 def test_nothing_wrong_is_said_too(held_up_twice: Record) -> None:

@@ -18,6 +18,9 @@ SLOW_START = 1.3
 LOPSIDED = 1.5
 """A device's share of the examples, over an equal share, from which it is worth a word."""
 
+SEVERAL = 4
+"""Devices that are named one by one with what is wrong with them; of more, only how many."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -35,6 +38,15 @@ def in_words(numbers: Iterable[int]) -> str:
     if others[1:] and last - others[0] == len(others):
         return f"rounds {others[0]} to {last}"
     return f"rounds {', '.join(map(str, others))} and {last}"
+
+
+def _limited(found: Iterable[Finding], what: str) -> Iterable[Finding]:
+    """The first few, and how many devices more there are of which the same is to be said."""
+    found = list(found)
+    yield from found[:SEVERAL]
+    if (more := len(found) - SEVERAL) > 0:
+        devices = "more device" if more == 1 else "more devices"
+        yield Finding(f"{more} {devices} {what}.", found[0].grave)
 
 
 def percent(share: float) -> str:
@@ -119,6 +131,10 @@ def _learning(record: Record) -> Iterable[Finding]:
 
 
 def _stragglers(record: Record, usage: Mapping[str, Usage]) -> Iterable[Finding]:
+    return _limited(_each_straggler(record, usage), "held up rounds")
+
+
+def _each_straggler(record: Record, usage: Mapping[str, Usage]) -> Iterable[Finding]:
     for device, rows in held_up(record).items():
         throttled = usage[device].throttled if device in usage else None
         waited = sum(sum(_waits(record, row)) for row in rows)
@@ -129,17 +145,17 @@ def _stragglers(record: Record, usage: Mapping[str, Usage]) -> Iterable[Finding]
         )
         yield Finding(
             f"{device} {before}held up {len(rows)} of {len(record.rounds)} rounds; the others "
-            f"waited {waited:.0f} s for it, all of them together.",
+            f"together waited {waited:.0f} s for it.",
             grave=True,
         )
 
 
 _OUTCOMES = {
-    "partial": "returned what it had learned when its time was up in {rounds}",
-    "out_of_memory": "was out of memory in {rounds}{limit}",
-    "timeout": "did not answer in time in {rounds}",
-    "offline": "was offline in {rounds}",
-    "error": "failed in {rounds}{reason}",
+    "error": "failed",
+    "offline": "was offline",
+    "out_of_memory": "was out of memory",
+    "partial": "returned what it had learned when its time was up",
+    "timeout": "did not answer in time",
 }
 
 
@@ -151,30 +167,46 @@ def _outcomes(record: Record) -> Iterable[Finding]:
     if record.devices and not missed:
         rounds, devices = len(record.rounds), len(record.names)
         yield Finding(f"Every device completed every round ({devices} devices, {rounds} rounds).")
-    for (device, outcome), rows in sorted(missed.items()):
-        limit = record.settings.get(device, {}).get("memory")
-        text = _OUTCOMES[outcome].format(
-            rounds=in_words(row.round for row in rows),
-            limit=f" (its limit is {limit})" if limit else "",
-            reason=f": {rows[-1].reason}" if rows[-1].reason else "",
+    for outcome, text in _OUTCOMES.items():
+        # Most rounds first.
+        found = sorted(
+            (-len(rows), device, rows) for (device, what), rows in missed.items() if what == outcome
         )
-        yield Finding(f"{device} {text}.", grave=outcome != "partial")
+        yield from _limited(
+            (
+                Finding(
+                    f"{device} {text} in {in_words(row.round for row in rows)}"
+                    f"{_more(record, device, rows[-1])}.",
+                    grave=outcome != "partial",
+                )
+                for _, device, rows in found
+            ),
+            f"{text} in some round".replace("was ", "were ").replace(" its ", " their "),
+        )
+
+
+def _more(record: Record, device: str, row: DeviceRow) -> str:
+    """What helps to understand an outcome."""
+    limit = record.settings.get(device, {}).get("memory")
+    if row.outcome == "out_of_memory" and limit:
+        return f" (its limit is {limit})"
+    return f": {row.reason}" if row.outcome == "error" and row.reason else ""
 
 
 def _limits(record: Record, usage: Mapping[str, Usage]) -> Iterable[Finding]:
+    near, slowed = [], []
     stragglers = held_up(record)
     for device, used in usage.items():
         limit = size(record.settings.get(device, {}).get("memory"))
         if limit and used.memory_peak is not None and used.memory_peak >= MEMORY * limit:
-            yield Finding(
-                f"{device} came up to {percent(used.memory_peak / limit)} of its memory.",
-                grave=True,
-            )
+            share = percent(used.memory_peak / limit)
+            near.append(Finding(f"{device} came up to {share} of its memory.", grave=True))
         if used.throttled is not None and used.throttled >= THROTTLED and device not in stragglers:
-            yield Finding(
-                f"{device} was throttled {percent(used.throttled)} of the time, and yet held "
-                "nobody up."
-            )
+            share = percent(used.throttled)
+            text = f"{device} was throttled {share} of the time, and yet held nobody up."
+            slowed.append(Finding(text))
+    yield from _limited(near, "came close to the limit of their memory")
+    yield from _limited(slowed, "were throttled as much, and held nobody up")
 
 
 def _time(record: Record) -> Iterable[Finding]:
@@ -201,10 +233,17 @@ def _shares(record: Record) -> Iterable[Finding]:
                 f"{most} brought {percent(seen[most] / total)} of all examples trained on, "
                 f"{least} {percent(seen[least] / total)}."
             )
-    for device, held in sorted(record.labels.items()):
-        missing = sum(not count for count in held)
-        if missing:
-            yield Finding(f"{device} has no image of {missing} of the {len(held)} labels.")
+    missing = {device: held.count(0) for device, held in record.labels.items()}
+    yield from _limited(
+        (
+            Finding(
+                f"{device} has no image of {number} of the {len(record.labels[device])} labels."
+            )
+            for device, number in sorted(missing.items(), key=lambda item: (-item[1], item[0]))
+            if number
+        ),
+        "have no image of some labels",
+    )
 
 
 def find(record: Record, usage: Mapping[str, Usage]) -> list[Finding]:

@@ -176,9 +176,10 @@ def _findings(record: Record, usage: Mapping[str, Usage]) -> Markup:
 
 
 def _course(record: Record, colours: pictures.Colours) -> Markup | None:
+    legend = {key: colours[name] for name, key in pictures.keys_of(record).items()}
     return _section(
         "How well it learned",
-        _legend(_named(name, colours[name]) for name in record.names),
+        _legend(_named(key, colour) for key, colour in sorted(legend.items())),
         Markup('<div class="pair">{}</div>').format(
             _join(
                 [
@@ -214,7 +215,7 @@ def _timeline(record: Record, colours: pictures.Colours) -> Markup | None:
             pictures.timeline(record, colours),
             "A lane for each device. The thin line is idle time: the longer it is, the more that "
             "device waited. The lane of the server is configuring, aggregating and evaluating.",
-            least=min(2400, 640 + 40 * max(0, len(record.rounds) - 5)),
+            least=max(640, 64 * len(record.rounds)),
         ),
         _legend(
             Markup('<span class="swatch {}"></span>{}').format(part, text) for part, text in _PARTS

@@ -6,7 +6,9 @@ readable on a dark page as on a light one. Text stays text.
 
 import io
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -66,14 +68,28 @@ _LARGEST = 1.2
 _CELLS = 200
 """Cells of the picture of the data up to which each has its number written in it."""
 
+_LOOKS: dict[str, tuple[float, dict[str, Any]]] = {
+    "transport": (0.6, {"alpha": 0.55}),
+    "queue": (0.6, {}),
+    "evaluate": (0.6, {"alpha": 0.5}),
+    "train": (0.6, {}),
+    "wait": (0.06, {}),
+    "none": (0.6, {"facecolor": "none", "edgecolor": BAD, "linewidth": 0.8}),
+}
+"""What the timeline shows: height in its lane, and look."""
+
 Colours = Mapping[str, str]
 
 
+def keys_of(record: Record) -> dict[str, str]:
+    """What a device has its colour by: its name, or its class where there are many devices."""
+    few = len(record.names) <= len(PALETTE)
+    return {name: name if few else record.classes[name] for name in record.names}
+
+
 def colours_of(record: Record) -> dict[str, str]:
-    """A colour for each device, the same in every picture: its own, or its class's if many."""
-    keys = {name: name for name in record.names}
-    if len(keys) > len(PALETTE):
-        keys = {name: record.classes[name] for name in keys}
+    """A colour for each device, the same in every picture."""
+    keys = keys_of(record)
     order = {key: number for number, key in enumerate(sorted(set(keys.values())))}
     return {name: PALETTE[order[key] % len(PALETTE)] for name, key in keys.items()}
 
@@ -150,47 +166,58 @@ def course(record: Record, colours: Colours, of: str) -> Markup:
     return _svg(figure, f"{of.capitalize()} after each round")
 
 
+def _spans(record: Record) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Begin and length of everything that each lane of the timeline shows, by what it was."""
+    lanes: dict[str, dict[str, list[tuple[float, float]]]] = {
+        name: {look: [] for look in _LOOKS} for name in [*record.names, "server"]
+    }
+    sent, lasted = {}, {}
+    for row in record.rounds:
+        at = row.started - record.begin
+        sent[row.round], lasted[row.round] = at + row.configure_seconds, row.devices_seconds
+        replied = sent[row.round] + row.devices_seconds
+        server = [(at, row.configure_seconds), (replied, at + row.seconds - replied)]
+        lanes["server"]["train"] += server
+    for entry in record.devices:
+        lane, at = lanes[entry.device], sent[entry.round]
+        if not busy_seconds(entry):
+            lane["none"].append((at, lasted[entry.round]))
+            continue
+        for look, seconds in (
+            ("transport", entry.receive_seconds),
+            ("queue", entry.queue_seconds),
+            ("evaluate", entry.evaluate_seconds),
+            ("train", entry.train_seconds),
+            ("transport", entry.send_seconds),
+            ("wait", entry.wait_seconds),
+        ):
+            lane[look].append((at, seconds))
+            at += seconds
+    return lanes
+
+
 def timeline(record: Record, colours: Colours) -> Markup:
     """Who did what when: a lane a device, and one for the server."""
-    begin, names = record.begin, [*record.names, "server"]
+    lanes = _spans(record)
+    names = list(lanes)
     width = max(9.4, 0.7 * len(record.rounds))
     figure, axes = _axes(width, 0.75 + 0.34 * len(names))
-    lanes = {name: number for number, name in enumerate(names)}
     for row in record.rounds:
-        start = row.started - begin
+        start = row.started - record.begin
         axes.axvline(start, color=LINE, linewidth=1)
-        axes.text(start + 0.004 * record.seconds, -0.85, str(row.round), color=FAINT, va="center")
-        sent = start + row.configure_seconds
-        replied = sent + row.devices_seconds
-        server = [(start, row.configure_seconds), (replied, start + row.seconds - replied)]
-        axes.broken_barh(server, (lanes["server"] - 0.3, 0.6), facecolors=INK)
-    sent_at = {row.round: row.started - begin + row.configure_seconds for row in record.rounds}
-    lasted = {row.round: row.devices_seconds for row in record.rounds}
+        axes.text(start, -0.85, f" {row.round}", color=FAINT, va="center")
+    for number, (name, spans) in enumerate(lanes.items()):
+        for look, parts in spans.items():
+            height, style = _LOOKS[look]
+            colour = colours.get(name, INK) if look in ("evaluate", "train") else FAINT
+            where = (number - height / 2, height)
+            axes.broken_barh(parts, where, **{"facecolor": colour, "linewidth": 0} | style)
     for entry in record.devices:
-        lane, at = lanes[entry.device], sent_at[entry.round]
         if not busy_seconds(entry):
-            axes.broken_barh(
-                [(at, lasted[entry.round])],
-                (lane - 0.3, 0.6),
-                facecolors="none",
-                edgecolors=BAD,
-                linewidth=0.8,
-            )
-            reason = entry.outcome.replace("_", " ")
-            axes.text(
-                at + lasted[entry.round] / 2, lane, reason, color=BAD, ha="center", va="center"
-            )
-            continue
-        for seconds, look in (
-            (entry.receive_seconds, {"facecolor": FAINT, "alpha": 0.55}),
-            (entry.queue_seconds, {"facecolor": FAINT}),
-            (entry.evaluate_seconds, {"facecolor": colours[entry.device], "alpha": 0.5}),
-            (entry.train_seconds, {"facecolor": colours[entry.device]}),
-            (entry.send_seconds, {"facecolor": FAINT, "alpha": 0.55}),
-        ):
-            axes.broken_barh([(at, seconds)], (lane - 0.3, 0.6), linewidth=0, **look)
-            at += seconds
-        axes.broken_barh([(at, entry.wait_seconds)], (lane - 0.03, 0.06), facecolors=FAINT)
+            begin, seconds = lanes[entry.device]["none"].pop(0)
+            outcome = textwrap.fill(entry.outcome.replace("_", " "), 8)
+            middle = (begin + seconds / 2, names.index(entry.device))
+            axes.text(*middle, outcome, color=BAD, ha="center", va="center", fontsize=8)
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(len(names) - 0.5, -1.2)
