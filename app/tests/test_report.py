@@ -15,8 +15,13 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from flowerbed.prometheus import Prometheus
-from flowerbed.report.compare import differences, time_to, times_to_accuracy
-from flowerbed.report.page import comparison_page, run_page
+from flowerbed.report.comparison import (
+    comparison_page,
+    differences,
+    time_to,
+    times_to_accuracy,
+)
+from flowerbed.report.page import run_page
 from flowerbed.report.pictures import PALETTE, colours_of
 from flowerbed.report.record import NoSuchRunError, Record, read_record
 from flowerbed.report.usage import read_usage

@@ -3,6 +3,7 @@
 python -m flowerbed.report RUN [RUN …] writes RUN/report.html into the directory of the results, or,
 for more than one run, a page that compares them.
 
-    record      a run, read back from its files        usage      what its devices used: Prometheus
-    findings    what the numbers say, in plain words   pictures   SVG                page   HTML
+    record      a run, read back from its files        usage       what devices used: Prometheus
+    findings    what the numbers say, in plain words   pictures    SVG
+    elements    HTML                                   page, comparison
 """

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from flowerbed.prometheus import ADDRESS, Prometheus
-from flowerbed.report.page import comparison_page, run_page
+from flowerbed.report.comparison import comparison_page
+from flowerbed.report.page import run_page
 from flowerbed.report.record import NoSuchRunError, read_record
 from flowerbed.report.usage import read_usage
 from flowerbed.results import RESULTS, write
