@@ -333,7 +333,9 @@ def test_a_paused_device_is_alerted_and_counted(
 
     thread = threading.Thread(target=disturb)
     thread.start()
-    more = {"training_run": "test-paused", "training_rounds": 12, "training_round_timeout": 60}
+    # Rounds of little work, so that what is waited for is the alert.
+    more = {"training_run": "test-paused", "training_model": "linear", "training_rounds": 16}
+    more["training_round_timeout"] = 60
     play("train", **(variables | more))
     thread.join()
     assert not problems
