@@ -391,6 +391,27 @@ def test_prometheus_keeps_its_data(
     assert float(query(oldest)[0]["value"][1]) == pytest.approx(before, abs=60)
 
 
+def test_a_new_target_needs_no_restart(
+    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient
+) -> None:
+    def started() -> str:
+        return str(engine.containers.get("flowerbed-prometheus").attrs["State"]["StartedAt"])
+
+    before = started()
+    targets = [
+        {"job": target["labels"]["job"], "address": target["labels"]["instance"]}
+        | {"labels": {"machine": target["labels"].get("machine", "")}}
+        for target in prometheus("targets")["activeTargets"]
+    ]
+    newcomer = {"job": "cadvisor", "address": "flowerbed-prometheus:9090"}
+    newcomer_up = 'up{instance="flowerbed-prometheus:9090"} == 1'
+    play("coordinator", prometheus_targets=[*targets, newcomer], **variables)
+    eventually(lambda: bool(query(newcomer_up)), 30, "the new target is scraped")
+    play("coordinator", **variables)
+    eventually(lambda: not query(newcomer_up), 30, "it is scraped no more")
+    assert started() == before
+
+
 def test_missing_devices_are_named(
     lab: Played,
     play: Play,
