@@ -334,7 +334,9 @@ def test_a_paused_device_is_alerted_and_counted(
 
     thread = threading.Thread(target=disturb)
     thread.start()
-    more = {"training_run": "test-paused", "training_rounds": 12, "training_round_timeout": 60}
+    # Rounds of little work, so that what is waited for is the alert.
+    more = {"training_run": "test-paused", "training_model": "linear", "training_rounds": 16}
+    more["training_round_timeout"] = 60
     play("train", **(variables | more))
     thread.join()
     assert not problems
@@ -388,6 +390,27 @@ def test_prometheus_keeps_its_data(
     assert play("coordinator", **variables).changed == 1
     eventually(lambda: bool(query(oldest)), 30, "Prometheus answers")
     assert float(query(oldest)[0]["value"][1]) == pytest.approx(before, abs=60)
+
+
+def test_a_new_target_needs_no_restart(
+    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient
+) -> None:
+    def started() -> str:
+        return str(engine.containers.get("flowerbed-prometheus").attrs["State"]["StartedAt"])
+
+    before = started()
+    targets = [
+        {"job": target["labels"]["job"], "address": target["labels"]["instance"]}
+        | {"labels": {"machine": target["labels"].get("machine", "")}}
+        for target in prometheus("targets")["activeTargets"]
+    ]
+    newcomer = {"job": "cadvisor", "address": "flowerbed-prometheus:9090"}
+    newcomer_up = 'up{instance="flowerbed-prometheus:9090"} == 1'
+    play("coordinator", prometheus_targets=[*targets, newcomer], **variables)
+    eventually(lambda: bool(query(newcomer_up)), 30, "the new target is scraped")
+    play("coordinator", **variables)
+    eventually(lambda: not query(newcomer_up), 30, "it is scraped no more")
+    assert started() == before
 
 
 def test_watching_shows_what_devices_do(

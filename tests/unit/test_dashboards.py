@@ -20,7 +20,7 @@ from repository import ROOT, read_yaml
 
 OTHERS = re.compile(r"(?:container|machine|scrape)_\w+|up|ALERTS")
 """What cAdvisor and Prometheus itself tell."""
-OF_PROMETHEUS = {"step", "titleFormat", "textFormat"}
+OF_PROMETHEUS = {"step", "textFormat", "titleFormat", "useValueForTime"}
 """What an annotation has for Prometheus in particular; the schema is that of all data sources."""
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def _render(template: str, **variables: Any) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["to_json"] = json.dumps
+    environment.filters["basename"] = os.path.basename
     return environment.from_string((ROOT / "roles" / template).read_text()).render(variables)
 
 
@@ -144,9 +146,11 @@ def test_prometheus_scrapes_every_target_of_every_job() -> None:
     ]
     rendered = _render(
         "prometheus/templates/prometheus.yml.j2",
-        prometheus_targets=targets,
+        __prometheus_jobs=["training", "cadvisor"],
+        __prometheus_rules=["/files/alerts.yml"],
         prometheus_scrape_interval="5s",
     )
+    assert yaml.safe_load(rendered)["rule_files"] == ["rules/alerts.yml"]
     files = {
         job["job_name"]: Path(file).stem
         for job in yaml.safe_load(rendered)["scrape_configs"]
