@@ -74,6 +74,7 @@ class Trainer:
         return {
             "outcome": "completed",
             "shard": self.shard.fingerprint,
+            "labels": np.bincount(self.shard.train_labels, minlength=self.shard.classes).tolist(),
             "metrics": {
                 "num-examples": len(self.shard.train_images),
                 "prepare-seconds": time.monotonic() - started,
@@ -83,10 +84,11 @@ class Trainer:
     def evaluate(self, task: Task, device: DeviceSettings, weights: Any) -> dict[str, Any]:
         """Evaluate the received weights on the device's test split."""
         learner = self._learner_for(task, device)
-        started = time.monotonic()
+        began, started = time.time(), time.monotonic()
         result = learner.evaluate(weights, self.shard.test_images, self.shard.test_labels)
         return {
             "outcome": "completed",
+            "began": began,
             "metrics": {
                 "num-examples": result.examples,
                 "eval-loss": result.loss,

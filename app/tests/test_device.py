@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,15 @@ def test_prepare_train_evaluate(
     prepared, _ = request(_header("prepare", device_settings))
     assert prepared["shard"] == shard.fingerprint
     assert prepared["metrics"]["num-examples"] == len(shard.train_labels)
+    assert prepared["labels"] == [int((shard.train_labels == n).sum()) for n in range(10)]
 
     learner = NetworkLearner(Task(), shard.image_shape, shard.classes, batch_size=16, seed=1)
     start = learner.get_weights()
     header = _header("train", device_settings, server_round=1, seed=1)
+    before = time.time()
     answer, data = request(header, start.tobytes())
+    took = answer["metrics"]["evaluate-seconds"] + answer["metrics"]["train-seconds"]
+    assert before <= answer["began"] <= time.time() - took + 0.1
     assert answer["outcome"] == "completed"
     assert answer["metrics"]["num-examples"] == 160
     local = learner.evaluate(start, shard.test_images, shard.test_labels)
