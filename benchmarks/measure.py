@@ -1,6 +1,7 @@
 """What the benchmarks have in common: containers with limits, their cost, tables and pictures."""
 
 import csv
+import itertools
 import json
 import os
 import platform
@@ -258,7 +259,7 @@ def wait_until_healthy(superlink: Any) -> None:
 def round_seconds(told: Iterable[dict[str, Any]]) -> list[float]:
     """Seconds of each round of a journal."""
     times = [line["time"] for line in told if line["event"] in ("round", "end")]
-    return [after - before for before, after in zip(times, times[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(times)]
 
 
 # --- what is left ------------------------------------------------------------------------------
@@ -272,7 +273,7 @@ def surroundings(engine: docker.DockerClient) -> dict[str, str]:
             model = line.partition(":")[2].strip()
             break
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
+        ["git", "rev-parse", "--short", "HEAD"],
         cwd=ROOT,
         check=False,
         capture_output=True,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 import matplotlib as mpl
+from matplotlib.figure import Figure
 from measure import RESULTS
 
 mpl.use("svg")
@@ -13,7 +14,7 @@ from matplotlib import pyplot as plt  # noqa: E402 - the backend comes first
 COLOR = "#3b6ea5"
 
 
-def _save(figure: plt.Figure, name: str) -> None:
+def _save(figure: Figure, name: str) -> None:
     figure.savefig(RESULTS / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
 

@@ -4,6 +4,8 @@ A loop of our own over a compiled step instead of `model.fit`: it can stop at an
 once for all rounds, and does not end in the idle seconds that `fit` spends in half a core.
 """
 
+import functools
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,7 +14,7 @@ import tensorflow as tf
 
 from flowerbed.config import ModelSettings
 from flowerbed.learning import EVALUATION_BATCH, Images, Labels, Learner, Step, Weights
-from flowerbed.model import build_model, check_weights, get_weights
+from flowerbed.model import build_model, check_weights, get_weights, set_weights
 
 
 class NetworkLearner(Learner):
@@ -28,13 +30,14 @@ class NetworkLearner(Learner):
         **options: Any,
     ) -> None:
         super().__init__(flips=settings.recipe == "small-images", **options)
-        self.model = build_model(settings, image_shape, classes, seed)
-        self._initial = get_weights(self.model)
-        self._shapes = [tuple(weight.shape) for weight in self.model.weights]
+        self._plain = functools.partial(build_model, settings, image_shape, classes, seed)
+        self._model = self._plain(fused=True)
+        self._initial = get_weights(self._model)
+        self._shapes = [tuple(weight.shape) for weight in self._model.weights]
         self._sizes = [int(np.prod(shape)) for shape in self._shapes]
-        place = {id(weight): index for index, weight in enumerate(self.model.weights)}
-        self._trained = [place[id(weight)] for weight in self.model.trainable_variables]
-        self._moving = [place[id(weight)] for weight in self.model.non_trainable_variables]
+        place = {id(weight): index for index, weight in enumerate(self._model.weights)}
+        self._trained = [place[id(weight)] for weight in self._model.trainable_variables]
+        self._moving = [place[id(weight)] for weight in self._model.non_trainable_variables]
 
         def signature(batch: int) -> tuple[Any, ...]:
             images = tf.TensorSpec((batch, *image_shape), tf.uint8)
@@ -58,7 +61,9 @@ class NetworkLearner(Learner):
         """Probabilities, and the moving statistics after the pass."""
         trained = [pieces[index] for index in self._trained]
         moving = [pieces[index] for index in self._moving]
-        probabilities, moved = self.model.stateless_call(trained, moving, images, training=training)
+        probabilities, moved = self._model.stateless_call(
+            trained, moving, images, training=training
+        )
         return probabilities, moved
 
     def _gradient(self, vector: Any, images: Any, labels: Any) -> tuple[Any, Any, Any, Any]:
@@ -86,8 +91,14 @@ class NetworkLearner(Learner):
         """Initial weights as one vector; see `flowerbed.model.get_weights`."""
         return self._initial
 
+    def save(self, weights: Weights, path: Path) -> None:
+        """Save `weights` as a model of Keras' own layers, which loads without this package."""
+        model = self._plain()
+        set_weights(model, weights)
+        model.save(path)
+
     def _check(self, weights: Weights) -> Weights:
-        return check_weights(self.model, weights)
+        return check_weights(self._model, weights)
 
     def _trainable(self) -> Weights:
         trained = set(self._trained)

@@ -290,10 +290,7 @@ class Run:
         for server_round in range(1, self.settings.num_server_rounds + 1):
             self.play_round(server_round)
         self.evaluate_on_devices()
-        from flowerbed.model import set_weights  # imports TensorFlow
-
-        set_weights(self.learner.model, self.weights)
-        self.learner.model.save(self.recorder.directory / "model.keras")
+        self.learner.save(self.weights, self.recorder.directory / "model.keras")
         self.describe()
         self.recorder.state("completed")
 
