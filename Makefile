@@ -19,12 +19,21 @@ help: ## List the targets
 
 # --- the lab -----------------------------------------------------------------------------------
 
-.PHONY: lab train status down
+.PHONY: lab train watch status logs report down
 lab: $(control_node) ## Deploy the lab of INVENTORY and train once
 	$(play) playbooks/site.yml
 
 train: $(control_node) ## Start another run on a lab that stands
 	$(play) playbooks/train.yml
+
+watch: $(control_node) ## Watch the run that is under way
+	$(play) playbooks/watch.yml
+
+logs: $(control_node) ## Collect the logs of all containers into the newest run's results
+	$(play) playbooks/logs.yml
+
+report: $(control_node) ## Write a report anew, of RUNS=name, or compare RUNS=one,other
+	$(play) playbooks/report.yml -e runs=$(RUNS)
 
 status: $(control_node) ## Show devices, containers and the newest run
 	$(play) playbooks/status.yml
@@ -64,7 +73,7 @@ ruff: $(test_tools)
 # The app runs on the Python of its image, everything else on the oldest of the control node.
 mypy: $(test_tools)
 	$(bin)/mypy --python-version 3.13 app
-	$(bin)/mypy --python-version 3.11 playbooks roles tests
+	$(bin)/mypy --python-version 3.11 playbooks roles tests benchmarks
 
 hadolint: $(test_tools)
 	find . -name '*Dockerfile' -not -path './.*' -exec $(bin)/hadolint {} +
@@ -85,8 +94,22 @@ app: images ## Test the app in the application image, which is built if need be 
 rules: images ## Test the rules and queries of Prometheus with its promtool (Docker)
 	$(bin)/python -m pytest tests/rules
 
-lab-test: $(test_tools) ## Deploy, train, disturb and remove the local lab (Docker)
+lab-test: $(test_tools) browser ## Deploy, train, disturb and remove the local lab (Docker)
 	$(bin)/python -m pytest --exitfirst --verbose --capture=no tests/lab
+
+.PHONY: screenshot
+screenshot: $(test_tools) browser ## Take the README's picture of a run's report, RUN=name
+	$(bin)/python tests/lab/browser.py results/$(RUN)/report.html files/report.png
+
+# --- the benchmarks ----------------------------------------------------------------------------
+
+BENCHMARKS = rounds learning memory deployment watching
+
+.PHONY: bench $(BENCHMARKS:%=bench-%)
+bench: $(BENCHMARKS:%=bench-%) ## Measure all that the README quotes, on a machine that idles; or one: bench-rounds
+
+$(BENCHMARKS:%=bench-%): bench-%: $(test_tools)
+	$(bin)/python benchmarks/$*.py
 
 # --- what the above needs ----------------------------------------------------------------------
 
@@ -104,6 +127,16 @@ $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
 	  echo "$(PYTHON) cannot make virtual environments: install python3-venv as root" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+.PHONY: browser
+browser:
+	@command -v chromium >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing chromium, in which the tests look at the report"; \
+	    apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq --yes install \
+	      --no-install-recommends chromium >/dev/null; \
+	  fi; }
+	@command -v chromium >/dev/null || { echo "Install chromium as root" >&2; exit 1; }
 
 $(control_node): requirements.txt | $(VENV)/bin/pip
 	@echo "Setting the control node up in $(VENV) (about a minute, once)"

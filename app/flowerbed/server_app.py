@@ -97,13 +97,13 @@ class Run:
         recorder: Recorder,
         test: Shard,
     ) -> None:
-        from flowerbed.learner import Learner  # imports TensorFlow
+        from flowerbed.network import NetworkLearner  # imports TensorFlow
 
         self.settings = settings
         self.strategy = strategy
         self.recorder = recorder
         self.test = test
-        self.learner = Learner(
+        self.learner = NetworkLearner(
             settings.model_settings, test.image_shape, test.classes, seed=settings.seed
         )
         self.weights = self.learner.get_weights()
@@ -175,6 +175,18 @@ class Run:
             if name not in online
         ]
 
+    def _exchange(self, messages: list[Message]) -> list[Reply]:
+        """Send messages and wait for the replies, and tell those who watch."""
+
+        def replied(reply: Reply) -> None:
+            done = reply.outcome in ("completed", "partial")
+            self.recorder.doing([reply.device.name], "waiting" if done else reply.outcome)
+            _log_reply(reply)
+
+        names = {device.node_id: device.name for device in self.fleet.online()}
+        self.recorder.doing([names[m.metadata.dst_node_id] for m in messages], "working")
+        return self.fleet.exchange(messages, self.settings.round_timeout, replied)
+
     def play_round(self, server_round: int) -> None:
         """Configure, exchange, aggregate, evaluate, record.
 
@@ -190,7 +202,7 @@ class Run:
         absent = self._absent()
         messages = self._configure(server_round)
         configured = time.monotonic()
-        replies = self.fleet.exchange(messages, settings.round_timeout, _log_reply)
+        replies = self._exchange(messages)
         exchanged = time.monotonic()
         self.recorder.device_accuracy(_mean(replies, "eval-accuracy"), _mean(replies, "eval-loss"))
         useful = [r for r in replies if r.message is not None and "arrays" in r.message.content]
@@ -245,7 +257,7 @@ class Run:
             Message(content, device.node_id, MessageType.EVALUATE, ttl=self.settings.round_timeout)
             for device in self.fleet.online()
         ]
-        replies = self.fleet.exchange(messages, self.settings.round_timeout, _log_reply)
+        replies = self._exchange(messages)
         accuracy, loss = _mean(replies, "eval-accuracy"), _mean(replies, "eval-loss")
         if accuracy is not None:
             self.recorder.device_accuracy(accuracy, loss)

@@ -11,8 +11,10 @@ import yaml
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
+from flowerbed.follow import memory, wait
 from flowerbed.metrics import DEVICE_METRICS, ROUND_METRICS, RUN_METRICS, StatusCollector
-from flowerbed.results import DeviceRow, Recorder, RoundRow, read_status, wait
+from flowerbed.prometheus import Prometheus
+from flowerbed.results import DeviceRow, Recorder, RoundRow, read_status
 
 
 def _round(number: int) -> RoundRow:
@@ -114,6 +116,19 @@ def test_waiting_ends_with_a_round_or_with_the_run(recorder: Recorder, tmp_path:
     threading.Timer(0.3, recorder.state, ("failed", "no device")).start()
     assert wait("run-1", 2, 30, tmp_path)["message"] == "no device"
     assert wait("run-2", 0, 0, tmp_path)["state"] == "starting"
+
+
+def test_who_watches_sees_what_devices_do(recorder: Recorder, tmp_path: Path) -> None:
+    def doing() -> dict[str, str]:
+        return {k: v["doing"] for k, v in wait("run-1", 0, 0, tmp_path)["devices"].items()}
+
+    recorder.doing(["pi", "phone-1"], "working")
+    recorder.doing(["pi"], "out_of_memory")
+    assert doing() == {"pi": "out_of_memory", "phone-1": "working"}
+
+
+def test_watching_needs_no_prometheus() -> None:
+    assert memory(Prometheus("http://127.0.0.1:9", timeout=1)) == {}
 
 
 def test_the_endpoint_serves_the_newest_run(recorder: Recorder, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What playbooks derive from the inventory's groups; roles know nothing of groups."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,9 +67,23 @@ def class_of(own: list[str], groups: Mapping[str, list[str]]) -> str:
     return classes[0]
 
 
+def named_in(devices: list[str], text: str) -> list[str]:
+    """The devices that a text names, in the order of their names."""
+    return [
+        device
+        for device in sorted(devices)
+        if re.search(rf"(?<![\w.-]){re.escape(device)}(?![\w-]|\.\w)", text)
+    ]
+
+
 class FilterModule:
     """Ansible's way to find the filters."""
 
     def filters(self) -> dict[str, Any]:
         """The filters by name."""
-        return {"class_of": class_of, "devices_on": devices_on, "machine_of": machine_of}
+        return {
+            "class_of": class_of,
+            "devices_on": devices_on,
+            "machine_of": machine_of,
+            "named_in": named_in,
+        }

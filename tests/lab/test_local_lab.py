@@ -21,6 +21,7 @@ from conftest import (
     Play,
     Played,
     eventually,
+    on_a_terminal,
     prometheus,
     query,
     run_yml,
@@ -412,6 +413,62 @@ def test_a_new_target_needs_no_restart(
     assert started() == before
 
 
+def test_watching_shows_what_devices_do(
+    lab: Played, play: Play, variables: dict[str, Any], inventory: dict[str, dict[str, Any]]
+) -> None:
+    """On a terminal a table that is written over, while another terminal's run goes on."""
+    more = {"training_run": "test-watched", "training_rounds": 2}
+    thread = threading.Thread(target=lambda: play("train", **(variables | more)))
+    thread.start()
+    eventually(lambda: _status()["run"] == "test-watched", 120, "the run begins")
+    code, seen = on_a_terminal("ansible-playbook", "playbooks/watch.yml")
+    thread.join()
+    assert code == 0
+    assert re.search(r"^ +2/2 +0\.\d{4} ", seen, re.MULTILINE)
+    over = re.findall(r"\x1b\[(\d+)A\x1b\[J", seen)
+    assert over
+    plain = re.sub(r"\x1b\[[\d;]*m", "", seen)
+    for device, wanted in inventory.items():
+        memory = _bytes(wanted["device_memory"]) // BYTES["m"]
+        row = rf"{device} +\w+ +working +\d.* \d+ of {memory} MiB"
+        assert re.search(row, plain), device
+    assert re.search(r"round 2/2, \d+ s", plain)
+
+
+def test_runs_are_compared_and_unknown_ones_refused(lab: Played, play: Play) -> None:
+    play("report", runs="test-first,test-faults")
+    assert (RESULTS / "test-first-test-faults.html").exists()
+    played = play("report", runs="test-first,nope", ok=False)
+    assert played.code != 0
+    assert re.search(
+        r"there is no run 'nope' in the results; there are: test-faults", played.output
+    )
+
+
+def _logs(run: str) -> dict[str, str]:
+    """What was collected: container to log."""
+    return {path.stem: path.read_text() for path in (RESULTS / run / "logs/local").glob("*.log")}
+
+
+def test_logs_of_every_container_are_collected(
+    lab: Played, play: Play, engine: docker.DockerClient
+) -> None:
+    play("logs")
+    logs = _logs("test-watched")
+    containers = engine.containers.list(all=True, filters={"label": "flowerbed.part"})
+    assert set(logs) == {container.name for container in containers}
+    assert "round 2/2: accuracy" in logs["flowerbed-serverapp"]
+    for log in logs.values():
+        times = [line.split(" ")[0] for line in log.splitlines()]
+        assert times == sorted(times)
+    secrets = [path for path in (HOME / "superlink/secrets").rglob("*") if path.is_file()]
+    secrets += [path for path in (ROOT / "inventory/local/.secrets").rglob("*") if path.is_file()]
+    assert secrets
+    for secret in secrets:
+        text = secret.read_text().strip()
+        assert not [name for name, log in logs.items() if text in log], secret
+
+
 def test_missing_devices_are_named(
     lab: Played,
     play: Play,
@@ -426,6 +483,12 @@ def test_missing_devices_are_named(
     engine.containers.get(f"flowerbed-device-{absent}").start()
     assert played.code != 0
     assert re.search(rf"not ready after 100 s: {absent}\.", played.output)
+    # The end of its log is shown, and those of all are there to read.
+    log = RESULTS / f"test-missing/logs/local/flowerbed-device-{absent}.log"
+    assert f"The end of {log}:" in played.output
+    assert log.read_text().splitlines()[-1] in played.output
+    assert "flowerbed-serverapp" in _logs("test-missing")
+    assert "not ready after 100 s" in (RESULTS / "test-missing/report.html").read_text()
 
 
 def test_teardown_leaves_the_data_and_purge_nothing(

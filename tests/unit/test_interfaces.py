@@ -70,7 +70,7 @@ def _render(template: str, **variables: Any) -> str:
 def _run_toml(**changes: Any) -> dict[str, Any]:
     options = _options("training")
     variables = {name: spec["default"] for name, spec in options.items() if "default" in spec}
-    variables |= {"__training_name": "first", "training_devices": ["pi", "phone"]} | changes
+    variables |= {"training_name": "first", "training_devices": ["pi", "phone"]} | changes
     return tomllib.loads(_render("training/templates/run.toml.j2", **variables))
 
 
