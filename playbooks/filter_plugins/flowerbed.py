@@ -76,12 +76,35 @@ def named_in(devices: list[str], text: str) -> list[str]:
     ]
 
 
+def cadvisor_targets(
+    machines: list[str], hostvars: Mapping[str, Any], coordinators: list[str]
+) -> list[dict[str, Any]]:
+    """The cAdvisor of each machine, as Prometheus on the coordinator reaches it.
+
+    The coordinator's own by the container's name in the lab's Docker network, another machine's by
+    its `lab_address`, by default where Ansible finds it.
+    """
+
+    def address(machine: str) -> str:
+        if machine in coordinators:
+            return "flowerbed-cadvisor:8080"
+        variables = hostvars[machine]
+        host = variables.get("lab_address", variables.get("ansible_host", machine))
+        return f"{host}:{variables.get('cadvisor_port', 8080)}"
+
+    return [
+        {"job": "cadvisor", "address": address(machine), "labels": {"machine": machine}}
+        for machine in machines
+    ]
+
+
 class FilterModule:
     """Ansible's way to find the filters."""
 
     def filters(self) -> dict[str, Any]:
         """The filters by name."""
         return {
+            "cadvisor_targets": cadvisor_targets,
             "class_of": class_of,
             "devices_on": devices_on,
             "machine_of": machine_of,

@@ -756,6 +756,22 @@ def test_what_playbooks_set_is_found() -> None:
     assert "training_start" not in passed
 
 
+def test_prometheus_finds_every_machine() -> None:
+    hosts = {
+        "server": {"ansible_host": "192.0.2.1"},
+        "pi": {},
+        "desk": {"ansible_host": "desk.example.org", "lab_address": "192.0.2.3"},
+        "far": {"ansible_host": "192.0.2.4", "cadvisor_port": 8081},
+    }
+    told = playbook_filters.cadvisor_targets(list(hosts), hosts, ["server"])
+    assert {target["labels"]["machine"]: target["address"] for target in told} == {
+        "server": "flowerbed-cadvisor:8080",
+        "pi": "pi:8080",
+        "desk": "192.0.2.3:8080",
+        "far": "192.0.2.4:8081",
+    }
+
+
 def test_a_device_has_one_class() -> None:
     groups = {"devices": ["a", "b"], "phone": ["a", "b"], "rack": ["a", "server"]}
     assert playbook_filters.class_of(["devices", "phone", "rack"], groups) == "phone"
