@@ -57,8 +57,9 @@ def main(path: Path, picture: Path) -> None:
     with chromium() as browser, opened(browser, path, WIDTH) as seen:
         box = seen.page.locator("section").filter(has_text=LAST).bounding_box()
         assert box, f"{path} has no section {LAST!r}"
-        clip = {"x": 0, "y": 0, "width": WIDTH, "height": box["y"] + box["height"] + MARGIN}
-        seen.page.screenshot(path=picture, clip=clip, full_page=True)
+        height = round(box["y"] + box["height"]) + MARGIN
+        seen.page.set_viewport_size({"width": WIDTH, "height": height})
+        seen.page.screenshot(path=picture)
     print(f"{picture}: {picture.stat().st_size / 1000:.0f} kB")
 
 
