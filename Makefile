@@ -73,7 +73,7 @@ ruff: $(test_tools)
 # The app runs on the Python of its image, everything else on the oldest of the control node.
 mypy: $(test_tools)
 	$(bin)/mypy --python-version 3.13 app
-	$(bin)/mypy --python-version 3.11 playbooks roles tests
+	$(bin)/mypy --python-version 3.11 playbooks roles tests benchmarks
 
 hadolint: $(test_tools)
 	find . -name '*Dockerfile' -not -path './.*' -exec $(bin)/hadolint {} +
@@ -100,6 +100,16 @@ lab-test: $(test_tools) browser ## Deploy, train, disturb and remove the local l
 .PHONY: screenshot
 screenshot: $(test_tools) browser ## Take the README's picture of a run's report, RUN=name
 	$(bin)/python tests/lab/browser.py results/$(RUN)/report.html files/report.png
+
+# --- the benchmarks ----------------------------------------------------------------------------
+
+BENCHMARKS = rounds learning memory deployment watching
+
+.PHONY: bench $(BENCHMARKS:%=bench-%)
+bench: $(BENCHMARKS:%=bench-%) ## Measure all that the README quotes, on a machine that idles; or one: bench-rounds
+
+$(BENCHMARKS:%=bench-%): bench-%: $(test_tools)
+	$(bin)/python benchmarks/$*.py
 
 # --- what the above needs ----------------------------------------------------------------------
 

@@ -74,26 +74,31 @@ def get_weights(model: Any) -> NDArray[np.float32]:
     return np.concatenate([np.ravel(weight.numpy()) for weight in model.weights])
 
 
-def set_weights(model: Any, vector: NDArray[np.float32]) -> None:
-    """Write a vector of `get_weights` into the model.
+def check_weights(model: Any, vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The vector, fit for the model: moving variances are kept above zero.
 
-    Moving variances are kept above zero: a server-side optimizer treats them as any other
-    parameter and may overshoot.
+    A server-side optimizer treats them as any other parameter and may overshoot.
 
     Raises:
         ValueError: the vector is of another model, by its length.
     """
-    expected = sum(int(np.prod(weight.shape)) for weight in model.weights)
-    if vector.size != expected:
+    sizes = [int(np.prod(weight.shape)) for weight in model.weights]
+    if vector.size != sum(sizes):
         raise ValueError(
-            f"{vector.size} weights received, but the model {model.name!r} has {expected}: "
+            f"{vector.size} weights received, but the model {model.name!r} has {sum(sizes)}: "
             "server and device build different models"
         )
-    offset = 0
-    for weight in model.weights:
-        size = int(np.prod(weight.shape))
-        values = vector[offset : offset + size].reshape(weight.shape)
-        if weight.path.endswith("moving_variance"):
-            values = np.maximum(values, 0)
-        weight.assign(values)
-        offset += size
+    variance = np.repeat([w.path.endswith("moving_variance") for w in model.weights], sizes)
+    return np.where(variance, np.maximum(vector, 0), vector)
+
+
+def set_weights(model: Any, vector: NDArray[np.float32]) -> None:
+    """Write a vector of `get_weights` into the model.
+
+    Raises:
+        ValueError: the vector is of another model, by its length.
+    """
+    ends = np.cumsum([int(np.prod(weight.shape)) for weight in model.weights])
+    parts = np.split(check_weights(model, vector), ends[:-1])
+    for weight, part in zip(model.weights, parts, strict=True):
+        weight.assign(part.reshape(weight.shape))

@@ -97,13 +97,13 @@ class Run:
         recorder: Recorder,
         test: Shard,
     ) -> None:
-        from flowerbed.learner import Learner  # imports TensorFlow
+        from flowerbed.network import NetworkLearner  # imports TensorFlow
 
         self.settings = settings
         self.strategy = strategy
         self.recorder = recorder
         self.test = test
-        self.learner = Learner(
+        self.learner = NetworkLearner(
             settings.model_settings, test.image_shape, test.classes, seed=settings.seed
         )
         self.weights = self.learner.get_weights()
