@@ -12,8 +12,10 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-PICTURE = {"width": 1100, "height": 1500}
-"""Of the README's picture, in pixels: from the top of the page to who waited for whom."""
+WIDTH = 1100
+"""Of the README's picture, in pixels; it ends below this heading's section."""
+LAST = "Who waited for whom"
+MARGIN = 24
 
 
 @dataclass
@@ -52,7 +54,11 @@ def opened(browser: Browser, path: Path, width: int, height: int = 844) -> Itera
 
 def main(path: Path, picture: Path) -> None:
     """Take the README's picture of a report."""
-    with chromium() as browser, opened(browser, path, **PICTURE) as seen:
+    with chromium() as browser, opened(browser, path, WIDTH) as seen:
+        box = seen.page.locator("section").filter(has_text=LAST).bounding_box()
+        assert box, f"{path} has no section {LAST!r}"
+        height = round(box["y"] + box["height"]) + MARGIN
+        seen.page.set_viewport_size({"width": WIDTH, "height": height})
         seen.page.screenshot(path=picture)
     print(f"{picture}: {picture.stat().st_size / 1000:.0f} kB")
 

@@ -206,7 +206,14 @@ def timeline(record: Record, colours: Colours) -> Markup:
     for row in record.rounds:
         start = row.started - record.begin
         axes.axvline(start, color=LINE, linewidth=1)
-        axes.text(start, -0.85, f" {row.round}", color=FAINT, va="center")
+        axes.annotate(
+            str(row.round),
+            (start, -0.85),
+            xytext=(3, 0),
+            textcoords="offset points",
+            color=FAINT,
+            va="center",
+        )
     for number, (name, spans) in enumerate(lanes.items()):
         for look, parts in spans.items():
             height, style = _LOOKS[look]
