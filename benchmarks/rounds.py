@@ -52,6 +52,10 @@ WAYS = {
     "legacy": "legacy: `start_server`, `start_client`",
     "plain": "plain modern: TensorFlow in the ClientApp",
 }
+SUPERLINK = [
+    *("flower-superlink", "--insecure", "--host=0.0.0.0", "--port=9092"),
+    "--disable-runtime-dependency-installation",
+]
 SUPERNODE = ["flower-supernode", "--insecure", "--superlink", "server:9092", "--node-config"]
 _PATIENCE = 2400.0
 
@@ -129,8 +133,7 @@ def legacy(engine: docker.DockerClient, repeat: int, rounds: int) -> tuple[Rows,
 def plain(engine: docker.DockerClient, repeat: int, rounds: int) -> tuple[Rows, Rows]:
     """SuperLink, SuperNodes and `flwr run`, each as its documentation has it."""
     with network(engine):
-        command = "flower-superlink --insecure --disable-runtime-dependency-installation"
-        server = start(engine, "server", command.split(), environment={"FLWR_HOME": "/tmp/flwr"})  # noqa: S108
+        server = start(engine, "server", SUPERLINK, environment={"FLWR_HOME": "/tmp/flwr"})  # noqa: S108
         containers = {
             name: _device(
                 engine,
