@@ -35,7 +35,12 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     results and moving statistics are those of Keras' layer.
     """
 
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
+    def call(
+        self,
+        inputs: Any,
+        training: bool | None = None,
+        mask: Any = None,  # noqa: ARG002 - a clone of a network passes on what its layer took
+    ) -> Any:
         """Normalize images (batch, height, width, channels)."""
         statistics = (self.moving_mean, self.moving_variance)
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
