@@ -29,6 +29,18 @@ def devices_on(
     ]
 
 
+def superlink_of(device: str, hostvars: Mapping[str, Any], coordinators: list[str]) -> str:
+    """Host and port of the SuperLink as a device reaches it.
+
+    On the coordinator that is the container's name in the lab's Docker network, elsewhere the
+    coordinator's address.
+    """
+    coordinator = hostvars[coordinators[0]]
+    here = machine_of(device, hostvars) in coordinators
+    host = "flowerbed-superlink" if here else coordinator["lab_address"]
+    return f"{host}:{coordinator.get('superlink_port', 9092)}"
+
+
 # Classes by what they depend on: going through Ansible's list of hosts again for each device would
 # take longer than all the rest.
 _classes: dict[tuple[tuple[str, int], ...], list[str]] = {}
@@ -71,4 +83,9 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         """The filters by name."""
-        return {"class_of": class_of, "devices_on": devices_on, "machine_of": machine_of}
+        return {
+            "class_of": class_of,
+            "devices_on": devices_on,
+            "machine_of": machine_of,
+            "superlink_of": superlink_of,
+        }
