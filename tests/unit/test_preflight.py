@@ -303,6 +303,15 @@ def test_the_local_inventory_is_good(tmp_path: Path) -> None:
         played.assert_nothing_changed()
 
 
+@pytest.mark.parametrize("inventory", ["inventory/lab", "molecule/lab/inventory"])
+def test_the_inventories_of_many_machines_are_good(inventory: str) -> None:
+    """Whatever is wrong with this machine in the place of all of theirs."""
+    here = HERE | {"ansible_become": False}
+    played = play(ROOT / inventory, "-e", json.dumps(here))
+    assert "Wrong in the inventory" not in played.output
+    assert "PLAY [Check the machines]" in played.output, played.output
+
+
 def test_what_is_unusual_may_still_be_good(tmp_path: Path) -> None:
     """Text from the command line, boards in a rack, nested classes, another role's variables."""
     inventory = Bad(
