@@ -29,16 +29,22 @@ def devices_on(
     ]
 
 
+def address_of(machine: str, hostvars: Mapping[str, Any]) -> str:
+    """Where other machines find a machine: `lab_address`, by default where Ansible does."""
+    variables = hostvars[machine]
+    return str(variables.get("lab_address", variables.get("ansible_host", machine)))
+
+
 def superlink_of(device: str, hostvars: Mapping[str, Any], coordinators: list[str]) -> str:
     """Host and port of the SuperLink as a device reaches it.
 
     On the coordinator that is the container's name in the lab's Docker network, elsewhere the
     coordinator's address.
     """
-    coordinator = hostvars[coordinators[0]]
-    here = machine_of(device, hostvars) in coordinators
-    host = "flowerbed-superlink" if here else coordinator["lab_address"]
-    return f"{host}:{coordinator.get('superlink_port', 9092)}"
+    coordinator = coordinators[0]
+    here = machine_of(device, hostvars) == coordinator
+    host = "flowerbed-superlink" if here else address_of(coordinator, hostvars)
+    return f"{host}:{hostvars[coordinator].get('superlink_port', 9092)}"
 
 
 # Classes by what they depend on: going through Ansible's list of hosts again for each device would
@@ -84,6 +90,7 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """The filters by name."""
         return {
+            "address_of": address_of,
             "class_of": class_of,
             "devices_on": devices_on,
             "machine_of": machine_of,

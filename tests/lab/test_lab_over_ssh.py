@@ -158,7 +158,7 @@ def test_every_device_took_part_in_every_round(lab: Played, inventory: Path) -> 
 
 
 def test_the_coordinator_reaches_every_cadvisor(lab: Played, on: On) -> None:
-    code = "import urllib.request as u; print(u.urlopen('http://{}:8080/metrics').read().decode())"
+    code = "import urllib.request as u; print(u.urlopen('http://{}.test:8080/metrics').read().decode())"
     for machine, device in (("desk", "pi-2"), ("pi-1", "pi-1")):
         metrics = on("server", "python3", "-c", code.format(machine))
         assert f'container_label_flowerbed_device="{device}"' in metrics
