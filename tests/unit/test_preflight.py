@@ -770,3 +770,23 @@ def test_a_device_has_one_class() -> None:
     assert playbook_filters.class_of(["devices", "phone", "rack"], groups) == "phone"
     with pytest.raises(Exception, match="in no device class"):
         playbook_filters.class_of(["devices", "rack"], groups)
+
+
+def test_devices_find_the_superlink_where_the_inventory_says() -> None:
+    hosts: dict[str, dict[str, Any]] = {
+        "server": {"ansible_host": "192.0.2.1"},
+        "desk": {},
+        "phone": {"device_machine": "server"},
+        "tablet": {"device_machine": "desk"},
+    }
+
+    def found(device: str) -> str:
+        told: str = playbook_filters.superlink_of(device, hosts, ["server"])
+        return told
+
+    assert found("phone") == "flowerbed-superlink:9092"
+    assert found("tablet") == found("desk") == "192.0.2.1:9092"
+    hosts["server"] |= {"lab_address": "server.lan", "superlink_port": 9999}
+    assert found("tablet") == "server.lan:9999"
+    assert found("phone") == "flowerbed-superlink:9999"
+    assert playbook_filters.address_of("desk", hosts) == "desk"
