@@ -23,7 +23,9 @@ RUN = "test-lab"
 GONE, NEW = "phone-2", "phone-3"
 # What a lab might leave behind beside what the engine knows of.
 PLACES = ("/home", "/opt", "/root", "/srv", "/tmp", "/usr/local", "/var/lib")
-NOT_THE_LABS = r"/var/lib/(docker|containerd|apt|dpkg|systemd|python|ucf)\b|/\.ansible\b"
+NOT_THE_LABS = (
+    r"^/var/lib/(docker|containerd|apt|dpkg|systemd|python|ucf)\b|/\.ansible\b|/systemd-private-"
+)
 
 On = Callable[..., str]
 
