@@ -87,10 +87,10 @@ def inventory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def over_ssh(play: Play, inventory: Path) -> Callable[..., Played]:
     """Run a playbook on the three machines."""
-    options = f"-F {EPHEMERAL}/ssh_config -o ControlMaster=auto -o ControlPersist=60s"
+    environment = {"ANSIBLE_SSH_ARGS": f"-F {EPHEMERAL}/ssh_config"}
 
     def run(playbook: str, **variables: Any) -> Played:
-        return play(playbook, inventory=inventory, env={"ANSIBLE_SSH_ARGS": options}, **variables)
+        return play(playbook, inventory=inventory, env=environment, **variables)
 
     return run
 
