@@ -12,7 +12,7 @@ pip  = $(bin)/python -m pip install --quiet --disable-pip-version-check
 # Written when an installation is complete, so that one which broke off is done again.
 control_node = $(VENV)/.control-node-is-ready
 test_tools   = $(VENV)/.test-tools-are-ready
-TIERS        = lint unit app role lab-test
+TIERS        = lint unit app rules role lab-test
 
 .PHONY: help
 help: ## List the targets
@@ -20,12 +20,21 @@ help: ## List the targets
 
 # --- the lab -----------------------------------------------------------------------------------
 
-.PHONY: lab train status down
+.PHONY: lab train watch status logs report down
 lab: $(control_node) ## Deploy the lab of INVENTORY and train once
 	$(play) playbooks/site.yml
 
 train: $(control_node) ## Start another run on a lab that stands
 	$(play) playbooks/train.yml
+
+watch: $(control_node) ## Watch the run that is under way
+	$(play) playbooks/watch.yml
+
+logs: $(control_node) ## Collect the logs of all containers into the newest run's results
+	$(play) playbooks/logs.yml
+
+report: $(control_node) ## Write a report anew, of RUNS=name, or compare RUNS=one,other
+	$(play) playbooks/report.yml -e runs=$(RUNS)
 
 status: $(control_node) ## Show devices, containers and the newest run
 	$(play) playbooks/status.yml
@@ -65,7 +74,7 @@ ruff: $(test_tools)
 # The app runs on the Python of its image, everything else on the oldest of the control node.
 mypy: $(test_tools)
 	$(bin)/mypy --python-version 3.13 app
-	$(bin)/mypy --python-version 3.11 playbooks roles tests
+	$(bin)/mypy --python-version 3.11 playbooks roles tests benchmarks
 
 hadolint: $(test_tools)
 	find . -name '*Dockerfile' -not -path './.*' -exec $(bin)/hadolint {} +
@@ -73,13 +82,18 @@ hadolint: $(test_tools)
 shellcheck: $(test_tools)
 	PATH="$(bin):$$PATH" shellcheck .ci/run tests/app molecule/shared/machine/init
 
-.PHONY: unit app role lab-test
+.PHONY: unit images app rules role lab-test
 unit: $(test_tools) ## Test roles, inventory, templates and dashboards (no machine)
 	$(bin)/python -m pytest tests/unit
 
-app: $(test_tools) ## Test the app in the application image, which is built if need be (Docker)
+images: $(test_tools)
 	$(bin)/ansible-playbook -i inventory/local tests/image.yml
+
+app: images ## Test the app in the application image, which is built if need be (Docker)
 	VENV="$(abspath $(VENV))" tests/app "$$(cat .cache/application-image)"
+
+rules: images ## Test the rules and queries of Prometheus with its promtool (Docker)
+	$(bin)/python -m pytest tests/rules
 
 # Molecule finds ansible-playbook on the PATH, and its frame around the output helps nobody.
 role: $(test_tools) ## Verify every role on test machines (Docker); SCENARIO=docker: one scenario
@@ -88,8 +102,22 @@ role: $(test_tools) ## Verify every role on test machines (Docker); SCENARIO=doc
 	  PATH="$(bin):$$PATH" MOLECULE_COMMAND_BORDERS=false molecule test -s "$$scenario" || exit 1; \
 	done
 
-lab-test: $(test_tools) ## Deploy, train, disturb and remove labs, local and over ssh (Docker)
+lab-test: $(test_tools) browser ## Deploy, train, disturb and remove labs, local and over ssh (Docker)
 	$(bin)/python -m pytest --exitfirst --verbose --capture=no tests/lab
+
+.PHONY: screenshot
+screenshot: $(test_tools) browser ## Take the README's picture of a run's report, RUN=name
+	$(bin)/python tests/lab/browser.py results/$(RUN)/report.html files/report.png
+
+# --- the benchmarks ----------------------------------------------------------------------------
+
+BENCHMARKS = rounds learning memory deployment watching
+
+.PHONY: bench $(BENCHMARKS:%=bench-%)
+bench: $(BENCHMARKS:%=bench-%) ## Measure all that the README quotes, on a machine that idles; or one: bench-rounds
+
+$(BENCHMARKS:%=bench-%): bench-%: $(test_tools)
+	$(bin)/python benchmarks/$*.py
 
 # --- what the above needs ----------------------------------------------------------------------
 
@@ -107,6 +135,16 @@ $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
 	  echo "$(PYTHON) cannot make virtual environments: install python3-venv as root" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+
+.PHONY: browser
+browser:
+	@command -v chromium >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing chromium, in which the tests look at the report"; \
+	    apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq --yes install \
+	      --no-install-recommends chromium >/dev/null; \
+	  fi; }
+	@command -v chromium >/dev/null || { echo "Install chromium as root" >&2; exit 1; }
 
 $(control_node): requirements.txt | $(VENV)/bin/pip
 	@echo "Setting the control node up in $(VENV) (about a minute, once)"

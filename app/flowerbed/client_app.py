@@ -35,9 +35,17 @@ def _hand_over(operation: str, message: Message, context: Context) -> Message:
     except TrainerError as error:
         content["outcome"] = ConfigRecord({"outcome": "error", "reason": str(error)})
     else:
-        metrics = answer["metrics"] | {"handoff-seconds": time.time() - started}
-        content["metrics"] = MetricRecord(metrics)
-        content["outcome"] = ConfigRecord({"outcome": answer["outcome"], "reason": ""})
+        content["metrics"] = MetricRecord(
+            answer["metrics"]
+            | {
+                "queue-seconds": max(0.0, answer.get("began", started) - started),
+                "bytes-received": len(weights),
+                "bytes-sent": len(data),
+            }
+        )
+        content["outcome"] = ConfigRecord(
+            {"outcome": answer["outcome"], "reason": "", "started": started}
+        )
         if data:
             vector = np.frombuffer(data, np.float32)
             content["arrays"] = ArrayRecord({WEIGHTS: Array(vector)})
@@ -46,6 +54,7 @@ def _hand_over(operation: str, message: Message, context: Context) -> Message:
                 {
                     "settings": device.model_dump_json(),
                     "shard": answer["shard"],
+                    "labels": answer["labels"],
                 }
             )
     return Message(content, reply_to=message)

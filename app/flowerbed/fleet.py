@@ -32,11 +32,31 @@ class Device:
     shard: str
     """Fingerprint of its shard."""
     examples: int
+    labels: tuple[int, ...]
+    """Training images of each class."""
 
     @property
     def name(self) -> str:
         """Its inventory name."""
         return self.settings.device
+
+
+@dataclass(frozen=True)
+class Times:
+    """Where the seconds between a message and its reply went; all 0 where no model came back.
+
+    Receive and send meet between two machines' clocks: their sum is exact, the border between
+    them as good as the clocks.
+    """
+
+    receive_seconds: float = 0.0
+    """Until a ClientApp had it: the SuperNode's poll, transport, start of the process."""
+    queue_seconds: float = 0.0
+    """Until the trainer began: handoff, waiting for the trainer."""
+    evaluate_seconds: float = 0.0
+    train_seconds: float = 0.0
+    send_seconds: float = 0.0
+    """From the trainer's end until the server had read the reply."""
 
 
 @dataclass
@@ -55,6 +75,7 @@ class Reply:
     received: float
     reason: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    times: Times = field(default_factory=Times)
     message: Message | None = None
 
 
@@ -66,6 +87,23 @@ class MissingDevicesError(RuntimeError):
 _NODE_UNAVAILABLE = 5
 
 
+def divide(seconds: float, since_started: float, metrics: dict[str, float]) -> Times:
+    """Divide the time that a reply took.
+
+    Args:
+        seconds: from message sent to reply read, by the server's clock.
+        since_started: from the ClientApp's start, by the device's wall clock, to now, by the
+            server's.
+        metrics: of the reply.
+    """
+    queue = metrics.get("queue-seconds", 0.0)
+    evaluate = metrics.get("evaluate-seconds", 0.0)
+    train = metrics.get("train-seconds", 0.0)
+    transport = max(0.0, seconds - queue - evaluate - train)
+    receive = min(max(0.0, seconds - since_started), transport)
+    return Times(receive, queue, evaluate, train, transport - receive)
+
+
 def _read_reply(device: Device, sent: float, message: Message) -> Reply:
     now = time.monotonic()
     if message.has_error():
@@ -75,16 +113,12 @@ def _read_reply(device: Device, sent: float, message: Message) -> Reply:
     content = message.content
     told = content.config_records["outcome"]
     del content["outcome"]
-    metrics = content.metric_records.get("metrics")
-    return Reply(
-        device,
-        str(told["outcome"]),
-        sent,
-        now,
-        str(told["reason"]),
-        {key: float(value) for key, value in metrics.items()} if metrics else {},
-        message,
-    )
+    reply = Reply(device, str(told["outcome"]), sent, now, str(told["reason"]), message=message)
+    if "metrics" in content.metric_records:
+        record = content.metric_records["metrics"]
+        reply.metrics = {key: float(value) for key, value in record.items()}
+        reply.times = divide(now - sent, time.time() - float(told["started"]), reply.metrics)
+    return reply
 
 
 class Fleet:
@@ -92,12 +126,22 @@ class Fleet:
 
     Args:
         prepare: configuration of the message that asks a new node who it is.
+        ttl: seconds in which it may answer.
+        on_change: told the names of the devices online whenever one comes or goes.
     """
 
-    def __init__(self, grid: Grid, prepare: dict[str, Any], ttl: float) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        prepare: dict[str, Any],
+        ttl: float,
+        on_change: Callable[[set[str]], None],
+    ) -> None:
         self._grid = grid
         self._prepare = prepare
         self._ttl = ttl
+        self._on_change = on_change
+        self._names: set[str] = set()
         self._devices: dict[int, Device] = {}
         self._online: set[int] = set()
         self._left: set[int] = set()
@@ -126,6 +170,10 @@ class Fleet:
         for message in self._pull(self._questions):
             node = self._questions.pop(message.metadata.reply_to_message_id)
             self._introduce(node, message)
+        names = {device.name for device in self.online()}
+        if names != self._names:
+            self._names = names
+            self._on_change(names)
 
     def _introduce(self, node: int, message: Message) -> None:
         if message.has_error():
@@ -147,6 +195,7 @@ class Fleet:
             settings=settings,
             shard=str(told["device"]["shard"]),
             examples=int(message.content.metric_records["metrics"]["num-examples"]),
+            labels=tuple(told["device"]["labels"]),
         )
         log.info("%s is ready (%s)", settings.device, settings.device_class)
 

@@ -29,17 +29,45 @@ RUN_METRICS = {
     "model_central_loss": ("central_loss", "Loss of the global model on the test split."),
     "flowerbed_round": ("round", "Last finished round."),
     "flowerbed_rounds": ("rounds", "Rounds that the run will have."),
-    "flowerbed_round_seconds": ("round_seconds", "Duration of the last finished round."),
+    "flowerbed_run_started_seconds": ("started", "When the run began, Unix time."),
+    "flowerbed_round_started_seconds": ("round_started", "When the newest round began, Unix time."),
+    "flowerbed_round_timeout_seconds": (
+        "round_timeout",
+        "After which a round goes on without the devices that have not answered.",
+    ),
 }
 """Metric name: key in status.json, help."""
 
+ROUND_METRICS = {
+    "flowerbed_round_seconds": ("seconds", "Duration of the last finished round."),
+    "flowerbed_round_configure_seconds": ("configure_seconds", "Its part before the devices'."),
+    "flowerbed_round_devices_seconds": ("devices_seconds", "Its part with the devices."),
+    "flowerbed_round_aggregate_seconds": ("aggregate_seconds", "Its part for aggregation."),
+    "flowerbed_round_evaluate_seconds": ("evaluate_seconds", "Its part for central evaluation."),
+    "flowerbed_round_examples": ("examples", "Examples trained on in it by all devices."),
+    "flowerbed_round_devices": ("devices", "Devices that returned a model in it."),
+    "flowerbed_round_failed": ("failed", "Devices that did not."),
+}
+"""Metric name: column of rounds.csv, help."""
+
 DEVICE_METRICS = {
+    "flowerbed_device_receive_seconds": (
+        "receive_seconds",
+        "Until the device had the last round's message.",
+    ),
+    "flowerbed_device_queue_seconds": ("queue_seconds", "From there until its trainer began."),
+    "flowerbed_device_evaluate_seconds": ("evaluate_seconds", "Evaluation in the last round."),
     "flowerbed_device_train_seconds": ("train_seconds", "Training in the last round."),
+    "flowerbed_device_send_seconds": ("send_seconds", "From there until the reply was read."),
     "flowerbed_device_wait_seconds": ("wait_seconds", "Idle until the last round's last reply."),
+    "flowerbed_device_bytes_received": ("bytes_received", "Arrays received in the last round."),
+    "flowerbed_device_bytes_sent": ("bytes_sent", "Arrays sent in the last round."),
     "flowerbed_device_examples": ("examples", "Examples trained on in the last round."),
     "flowerbed_device_examples_per_second": ("examples_per_second", "Speed in the last round."),
     "flowerbed_device_accuracy": ("accuracy", "Accuracy of the received model on the device."),
     "flowerbed_device_loss": ("loss", "Loss of the received model on the device."),
+    "flowerbed_device_train_accuracy": ("train_accuracy", "Accuracy while it trained."),
+    "flowerbed_device_train_loss": ("train_loss", "Loss while it trained."),
 }
 """Metric name: column of devices.csv, help."""
 
@@ -62,6 +90,52 @@ def _label(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def _gauges(table: dict[str, tuple[str, str]], values: dict[str, Any]) -> Iterable[Metric]:
+    """A gauge for each line of a table; none where there is no value yet."""
+    for name, (key, text) in table.items():
+        if values[key] is not None:
+            yield GaugeMetricFamily(name, text, value=values[key])
+
+
+def _devices(devices: dict[str, Any]) -> Iterable[Metric]:
+    """The metrics by device and class."""
+    info = GaugeMetricFamily(
+        "flowerbed_device_info",
+        "Limits and hyperparameters of a device.",
+        labels=(*DEVICE_LABELS, *INFO_LABELS),
+    )
+    online = GaugeMetricFamily(
+        "flowerbed_device_online",
+        "Whether Flower hears of the device; of the end of the run, where that is over.",
+        labels=DEVICE_LABELS,
+    )
+    last = GaugeMetricFamily(
+        "flowerbed_device_last_outcome",
+        "What became of the device's last round.",
+        labels=(*DEVICE_LABELS, "outcome"),
+    )
+    outcomes = CounterMetricFamily(
+        "flowerbed_device_outcomes",
+        "What became of a device's rounds in this run.",
+        labels=(*DEVICE_LABELS, "outcome"),
+    )
+    for device, entry in devices.items():
+        who = (device, entry["device_class"])
+        info.add_metric((*who, *(_label(entry["info"].get(label)) for label in INFO_LABELS)), 1)
+        online.add_metric(who, entry["online"])
+        if entry["last"]:
+            last.add_metric((*who, entry["last"]["outcome"]), 1)
+        for outcome in OUTCOMES:
+            outcomes.add_metric((*who, outcome), entry["outcomes"].get(outcome, 0))
+    yield from (info, online, last, outcomes)
+    for name, (column, text) in DEVICE_METRICS.items():
+        gauge = GaugeMetricFamily(name, text, labels=DEVICE_LABELS)
+        for device, entry in devices.items():
+            if entry["last"] and entry["last"][column] is not None:
+                gauge.add_metric((device, entry["device_class"]), entry["last"][column])
+        yield gauge
+
+
 class StatusCollector(Collector):
     """Turns the newest run's status into metrics at each scrape."""
 
@@ -73,34 +147,17 @@ class StatusCollector(Collector):
         status = read_status(self._root)
         if status is None:
             return
-        for name, (key, text) in RUN_METRICS.items():
-            if status[key] is not None:
-                yield GaugeMetricFamily(name, text, value=status[key])
-        devices = status["devices"]
-        info = GaugeMetricFamily(
-            "flowerbed_device_info",
-            "Limits and hyperparameters of a device.",
-            labels=(*DEVICE_LABELS, *INFO_LABELS),
+        run = GaugeMetricFamily(
+            "flowerbed_run_info",
+            "The newest run: waiting, running, completed or failed.",
+            labels=("run", "state"),
         )
-        outcomes = CounterMetricFamily(
-            "flowerbed_device_outcomes",
-            "What became of a device's rounds in this run.",
-            labels=(*DEVICE_LABELS, "outcome"),
-        )
-        for device, entry in devices.items():
-            who = (device, entry["device_class"])
-            values = [_label(entry["info"].get(label)) for label in INFO_LABELS]
-            info.add_metric((*who, *values), 1)
-            for outcome in OUTCOMES:
-                outcomes.add_metric((*who, outcome), entry["outcomes"].get(outcome, 0))
-        yield info
-        yield outcomes
-        for name, (column, text) in DEVICE_METRICS.items():
-            gauge = GaugeMetricFamily(name, text, labels=DEVICE_LABELS)
-            for device, entry in devices.items():
-                if entry["last"] and entry["last"][column] is not None:
-                    gauge.add_metric((device, entry["device_class"]), entry["last"][column])
-            yield gauge
+        run.add_metric((status["run"], status["state"]), 1)
+        yield run
+        yield from _gauges(RUN_METRICS, status)
+        if status["history"]:
+            yield from _gauges(ROUND_METRICS, status["history"][-1])
+        yield from _devices(status["devices"])
 
 
 def main() -> None:

@@ -1,22 +1,16 @@
 """What is left of a run: a directory of plain files, whole at every moment.
 
-    python -m flowerbed.results [RUN] [--after ROUND --timeout SECONDS]
-
-prints the status of a run (by default the newest) as JSON; with --after it first waits until a
-round after ROUND is finished or the run is over.
-
-    status.json    where the run is now; what the metrics endpoint serves
-    rounds.csv     a row a round             devices.csv    a row a device and round
-    run.yml        configuration, versions, devices, fingerprints    model.keras    at the end
+status.json    where the run is now; what the metrics endpoint serves
+rounds.csv     a row a round             devices.csv    a row a device and round
+run.yml        configuration, versions, devices, fingerprints    model.keras    at the end
 """
 
-import argparse
 import csv
 import io
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +21,6 @@ RESULTS = Path(os.environ.get("FLOWERBED_RESULTS", "/results"))
 STATUS = "status.json"
 CURRENT = "current"
 """A file beside the runs that names the newest one."""
-_NOT_YET = {"state": "starting", "message": "", "round": 0, "rounds": 0, "central_accuracy": None}
 FINAL_STATES = ("completed", "failed")
 
 
@@ -36,6 +29,8 @@ class RoundRow:
     """One round. Accuracy and loss are of the model as it is after the round."""
 
     round: int
+    started: float
+    """Seconds of the wall clock (Unix) at which the round began."""
     accuracy: float | None
     """Mean over the devices' test splits, weighted by examples. Devices evaluate a model when
     they receive it, so this is filled in during the next round."""
@@ -58,7 +53,10 @@ class RoundRow:
 
 @dataclass
 class DeviceRow:
-    """One device in one round."""
+    """One device in one round; see `flowerbed.fleet.Times` for its parts.
+
+    For a device that has answered, they and the round's other parts add up to the round.
+    """
 
     round: int
     device: str
@@ -66,21 +64,26 @@ class DeviceRow:
     outcome: str
     reason: str
     examples: int
-    train_seconds: float
+    receive_seconds: float
+    queue_seconds: float
     evaluate_seconds: float
-    exchange_seconds: float
-    """From message sent to reply read, less training and evaluation: Flower and the network."""
+    train_seconds: float
+    send_seconds: float
     wait_seconds: float
     """Idle from its reply to the last device's."""
+    bytes_received: int
+    """Size of the message's arrays."""
+    bytes_sent: int
     examples_per_second: float
     loss: float | None
     """Of the received model on the device's test split."""
     accuracy: float | None
     train_loss: float | None
+    """Means over the steps of its training, of the model as it was then."""
     train_accuracy: float | None
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     """Replace a file whole: a reader sees the old one or the new one."""
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(text)
@@ -102,7 +105,7 @@ class Recorder:
         FileExistsError: the run has results already; nothing is overwritten.
     """
 
-    def __init__(self, run: str, rounds: int, root: Path = RESULTS) -> None:
+    def __init__(self, run: str, rounds: int, round_timeout: float, root: Path = RESULTS) -> None:
         self.directory = root / run
         self.directory.mkdir(exist_ok=True)  # the inventory's part may be there already
         if (self.directory / STATUS).exists():
@@ -113,21 +116,23 @@ class Recorder:
             "run": run,
             "state": "waiting",
             "message": "",
+            "started": time.time(),
             "round": 0,
             "rounds": rounds,
+            "round_started": None,
+            "round_timeout": round_timeout,
             "accuracy": None,
             "loss": None,
             "central_accuracy": None,
             "central_loss": None,
-            "round_seconds": None,
             "devices": {},
             "history": [],
         }
         self._save()
-        _write(root / CURRENT, run + "\n")
+        write(root / CURRENT, run + "\n")
 
     def _save(self) -> None:
-        _write(self.directory / STATUS, json.dumps(self._status, indent=1))
+        write(self.directory / STATUS, json.dumps(self._status, indent=1))
 
     def state(self, state: str, message: str = "") -> None:
         """Tell where the run is: waiting, running, completed or failed."""
@@ -137,7 +142,29 @@ class Recorder:
     def meet(self, name: str, device_class: str, info: Mapping[str, Any]) -> None:
         """Take note of a device that takes part."""
         entry = self._status["devices"].setdefault(name, {"last": None, "outcomes": {}})
-        entry |= {"device_class": device_class, "info": dict(info)}
+        entry |= {
+            "device_class": device_class,
+            "info": dict(info),
+            "online": True,
+            "doing": "waiting",
+        }
+        self._save()
+
+    def online(self, names: Collection[str]) -> None:
+        """Take note of which devices Flower hears of."""
+        for name, entry in self._status["devices"].items():
+            entry["online"] = name in names
+        self._save()
+
+    def begin_round(self, started: float) -> None:
+        """A round begins, in Unix seconds."""
+        self._status["round_started"] = started
+        self._save()
+
+    def doing(self, names: Iterable[str], what: str) -> None:
+        """Take note of what devices do: working, waiting, or the outcome that they failed with."""
+        for name in names:
+            self._status["devices"][name]["doing"] = what
         self._save()
 
     def central(self, accuracy: float, loss: float) -> None:
@@ -151,7 +178,7 @@ class Recorder:
         if self.rounds:
             self.rounds[-1].accuracy, self.rounds[-1].loss = accuracy, loss
             self._status["history"][-1] |= {"accuracy": accuracy, "loss": loss}
-            _write(self.directory / "rounds.csv", _csv(RoundRow, self.rounds))
+            write(self.directory / "rounds.csv", _csv(RoundRow, self.rounds))
         self._save()
 
     def finish_round(self, row: RoundRow, device_rows: list[DeviceRow]) -> None:
@@ -166,11 +193,10 @@ class Recorder:
             "round": row.round,
             "central_accuracy": row.central_accuracy,
             "central_loss": row.central_loss,
-            "round_seconds": row.seconds,
         }
         self._status["history"].append(asdict(row))
-        _write(self.directory / "rounds.csv", _csv(RoundRow, self.rounds))
-        _write(self.directory / "devices.csv", _csv(DeviceRow, self.devices))
+        write(self.directory / "rounds.csv", _csv(RoundRow, self.rounds))
+        write(self.directory / "devices.csv", _csv(DeviceRow, self.devices))
         self._save()
 
     def describe(self, description: Mapping[str, Any]) -> None:
@@ -178,7 +204,7 @@ class Recorder:
         lab = self.directory / "lab.yml"
         known = {"lab": yaml.safe_load(lab.read_text())} if lab.exists() else {}
         text = yaml.safe_dump({**description, **known}, sort_keys=False)
-        _write(self.directory / "run.yml", text)
+        write(self.directory / "run.yml", text)
 
 
 def read_status(root: Path = RESULTS, run: str | None = None) -> dict[str, Any] | None:
@@ -189,28 +215,3 @@ def read_status(root: Path = RESULTS, run: str | None = None) -> dict[str, Any] 
     except FileNotFoundError:
         return None
     return status
-
-
-def wait(run: str | None, after: int, timeout: float, root: Path = RESULTS) -> dict[str, Any]:
-    """Wait until a round later than `after` is finished, or the run is, or the time is up."""
-    deadline = time.monotonic() + timeout
-    while True:
-        status = read_status(root, run) or dict(_NOT_YET, run=run)
-        over = status["state"] in FINAL_STATES
-        if over or status["round"] > after or time.monotonic() >= deadline:
-            return status
-        time.sleep(0.5)
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Wait for a round and print the run's status.")
-    parser.add_argument("run", nargs="?")
-    parser.add_argument("--after", type=int, default=-1)
-    parser.add_argument("--timeout", type=float, default=0)
-    arguments = parser.parse_args()
-    print(json.dumps(wait(arguments.run, arguments.after, arguments.timeout)))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,8 @@ def _mean(replies: list[Reply], key: str) -> float | None:
 
 def _device_row(server_round: int, reply: Reply, end: float) -> DeviceRow:
     metrics = reply.metrics
-    train = metrics.get("train-seconds", 0.0)
-    evaluate = metrics.get("evaluate-seconds", 0.0)
-    examples = int(metrics["num-examples"]) if "train-seconds" in metrics else 0
+    train = reply.times.train_seconds
+    examples = int(metrics["num-examples"]) if train else 0
     return DeviceRow(
         round=server_round,
         device=reply.device.name,
@@ -73,10 +73,11 @@ def _device_row(server_round: int, reply: Reply, end: float) -> DeviceRow:
         outcome=reply.outcome,
         reason=reply.reason,
         examples=examples,
-        train_seconds=train,
-        evaluate_seconds=evaluate,
-        exchange_seconds=max(0.0, reply.received - reply.sent - train - evaluate),
-        wait_seconds=max(0.0, end - reply.received),
+        **asdict(reply.times),
+        # A device that is not there does not wait.
+        wait_seconds=max(0.0, end - reply.received) if reply.message else 0.0,
+        bytes_received=int(metrics.get("bytes-received", 0)),
+        bytes_sent=int(metrics.get("bytes-sent", 0)),
         examples_per_second=examples / train if train else 0.0,
         loss=metrics.get("eval-loss"),
         accuracy=metrics.get("eval-accuracy"),
@@ -96,17 +97,17 @@ class Run:
         recorder: Recorder,
         test: Shard,
     ) -> None:
-        from flowerbed.learner import Learner  # imports TensorFlow
+        from flowerbed.network import NetworkLearner  # imports TensorFlow
 
         self.settings = settings
         self.strategy = strategy
         self.recorder = recorder
         self.test = test
-        self.learner = Learner(
+        self.learner = NetworkLearner(
             settings.model_settings, test.image_shape, test.classes, seed=settings.seed
         )
         self.weights = self.learner.get_weights()
-        self.fleet = Fleet(grid, self._task(0), ttl=settings.device_wait)
+        self.fleet = Fleet(grid, self._task(0), settings.device_wait, recorder.online)
         self.grid = _Online(grid, self.fleet)
         self._met: dict[str, Device] = {}
         self._missing_reported: set[str] = set()
@@ -174,6 +175,18 @@ class Run:
             if name not in online
         ]
 
+    def _exchange(self, messages: list[Message]) -> list[Reply]:
+        """Send messages and wait for the replies, and tell those who watch."""
+
+        def replied(reply: Reply) -> None:
+            done = reply.outcome in ("completed", "partial")
+            self.recorder.doing([reply.device.name], "waiting" if done else reply.outcome)
+            _log_reply(reply)
+
+        names = {device.node_id: device.name for device in self.fleet.online()}
+        self.recorder.doing([names[m.metadata.dst_node_id] for m in messages], "working")
+        return self.fleet.exchange(messages, self.settings.round_timeout, replied)
+
     def play_round(self, server_round: int) -> None:
         """Configure, exchange, aggregate, evaluate, record.
 
@@ -181,14 +194,15 @@ class Run:
             RoundError: no device returned a model.
         """
         settings = self.settings
-        begin = time.monotonic()
+        started, begin = time.time(), time.monotonic()
+        self.recorder.begin_round(started)
         if not self.fleet.online():
             self.fleet.wait_for((), settings.device_wait, log.info)
         self._meet()
         absent = self._absent()
         messages = self._configure(server_round)
         configured = time.monotonic()
-        replies = self.fleet.exchange(messages, settings.round_timeout, _log_reply)
+        replies = self._exchange(messages)
         exchanged = time.monotonic()
         self.recorder.device_accuracy(_mean(replies, "eval-accuracy"), _mean(replies, "eval-loss"))
         useful = [r for r in replies if r.message is not None and "arrays" in r.message.content]
@@ -207,6 +221,7 @@ class Run:
         rows = [_device_row(server_round, reply, exchanged) for reply in [*replies, *absent]]
         row = RoundRow(
             round=server_round,
+            started=started,
             accuracy=None,
             loss=None,
             central_accuracy=central_accuracy,
@@ -242,7 +257,7 @@ class Run:
             Message(content, device.node_id, MessageType.EVALUATE, ttl=self.settings.round_timeout)
             for device in self.fleet.online()
         ]
-        replies = self.fleet.exchange(messages, self.settings.round_timeout, _log_reply)
+        replies = self._exchange(messages)
         accuracy, loss = _mean(replies, "eval-accuracy"), _mean(replies, "eval-loss")
         if accuracy is not None:
             self.recorder.device_accuracy(accuracy, loss)
@@ -257,6 +272,7 @@ class Run:
                         **device.settings.model_dump(exclude={"device"}),
                         "examples": device.examples,
                         "shard": device.shard,
+                        "labels": list(device.labels),
                     }
                     for name, device in sorted(self._met.items())
                 },
@@ -274,10 +290,7 @@ class Run:
         for server_round in range(1, self.settings.num_server_rounds + 1):
             self.play_round(server_round)
         self.evaluate_on_devices()
-        from flowerbed.model import set_weights  # imports TensorFlow
-
-        set_weights(self.learner.model, self.weights)
-        self.learner.model.save(self.recorder.directory / "model.keras")
+        self.learner.save(self.weights, self.recorder.directory / "model.keras")
         self.describe()
         self.recorder.state("completed")
 
@@ -306,7 +319,7 @@ def _log_reply(reply: Reply) -> None:
 def main(grid: Grid, context: Context) -> None:
     """Check the configuration, then run; a failure is written to the results by its message."""
     settings = RunSettings.parse(context.run_config)
-    recorder = Recorder(settings.run_name, settings.num_server_rounds)
+    recorder = Recorder(settings.run_name, settings.num_server_rounds, settings.round_timeout)
     try:
         strategy = make_strategy(settings.strategy, settings.strategy_parameters)
         Run(settings, strategy, grid, recorder, load_shard(TEST_SHARD)).play()

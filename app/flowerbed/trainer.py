@@ -20,6 +20,7 @@ import numpy as np
 from flowerbed.config import DeviceSettings, ModelSettings, SettingsError, Task
 from flowerbed.data import Shard, load_shard
 from flowerbed.handoff import TRAINER_SOCKET, receive_frame, send_frame
+from flowerbed.learning import Learner
 from flowerbed.linear import LinearLearner
 from flowerbed.quota import read_quota
 
@@ -31,19 +32,19 @@ class Trainer:
 
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
-        self._learner: Any = None
+        self._learner: Learner | None = None
         self._learner_key: tuple[ModelSettings, DeviceSettings] | None = None
 
-    def _learner_for(self, task: Task, device: DeviceSettings) -> Any:
+    def _learner_for(self, task: Task, device: DeviceSettings) -> Learner:
         settings = ModelSettings(**task.model_dump(include=set(ModelSettings.model_fields)))
-        if self._learner_key != (settings, device):
+        if self._learner is None or self._learner_key != (settings, device):
             log.info("building %s alpha %g (%s)", task.model, task.alpha, task.recipe)
             self._learner = self._build(settings, device)
             self._learner_key = (settings, device)
-            self._warm_up(self._learner, task)
+            self._warm_up(self._learner)
         return self._learner
 
-    def _build(self, settings: ModelSettings, device: DeviceSettings) -> Any:
+    def _build(self, settings: ModelSettings, device: DeviceSettings) -> Learner:
         shape, classes = self.shard.image_shape, self.shard.classes
         options: dict[str, Any] = {
             # A shard smaller than a batch is one batch.
@@ -54,22 +55,17 @@ class Trainer:
         if settings.model == "linear":
             return LinearLearner(shape, classes, **options)
         _load_tensorflow()
-        from flowerbed.learner import Learner
+        from flowerbed.network import NetworkLearner
 
-        return Learner(settings, shape, classes, **options)
+        return NetworkLearner(settings, shape, classes, **options)
 
-    def _warm_up(self, learner: Any, task: Task) -> None:
+    def _warm_up(self, learner: Learner) -> None:
         """Compile the steps, so that the first round is as fast as the others."""
         weights = learner.get_weights()
         shard = self.shard
         learner.evaluate(weights, shard.test_images[:1], shard.test_labels[:1])
-        learner.train(
-            weights,
-            shard.train_images,
-            shard.train_labels,
-            time_limit=1e-9,  # one step
-            proximal_mu=task.proximal_mu,
-        )
+        one_step = 1e-9
+        learner.train(weights, shard.train_images, shard.train_labels, time_limit=one_step)
 
     def prepare(self, task: Task, device: DeviceSettings) -> dict[str, Any]:
         """Compile what the run will need; answer with the shard's size and fingerprint."""
@@ -78,6 +74,7 @@ class Trainer:
         return {
             "outcome": "completed",
             "shard": self.shard.fingerprint,
+            "labels": np.bincount(self.shard.train_labels, minlength=self.shard.classes).tolist(),
             "metrics": {
                 "num-examples": len(self.shard.train_images),
                 "prepare-seconds": time.monotonic() - started,
@@ -87,10 +84,11 @@ class Trainer:
     def evaluate(self, task: Task, device: DeviceSettings, weights: Any) -> dict[str, Any]:
         """Evaluate the received weights on the device's test split."""
         learner = self._learner_for(task, device)
-        started = time.monotonic()
+        began, started = time.time(), time.monotonic()
         result = learner.evaluate(weights, self.shard.test_images, self.shard.test_labels)
         return {
             "outcome": "completed",
+            "began": began,
             "metrics": {
                 "num-examples": result.examples,
                 "eval-loss": result.loss,
@@ -158,10 +156,13 @@ def _load_tensorflow() -> None:
     Not before it is needed: a device that waits for its first run, or trains a model without it,
     does not pay for it.
     """
+    if "flowerbed.network" in sys.modules:
+        return
+    # Keras takes them in where they are installed, for what no trainer does: 50 MiB and a second.
+    for package in ("matplotlib", "pandas"):
+        sys.modules.setdefault(package, None)  # type: ignore[arg-type]
     import tensorflow as tf
 
-    if "flowerbed.learner" in sys.modules:
-        return
     threads = read_quota().threads
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)

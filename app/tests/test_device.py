@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from flowerbed.config import Task
 from flowerbed.data import load_shard
 from flowerbed.handoff import DEATH_RECORD, TRAINER_SOCKET, TrainerDiedError, TrainerError, request
-from flowerbed.learner import Learner
+from flowerbed.network import NetworkLearner
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +55,15 @@ def test_prepare_train_evaluate(
     prepared, _ = request(_header("prepare", device_settings))
     assert prepared["shard"] == shard.fingerprint
     assert prepared["metrics"]["num-examples"] == len(shard.train_labels)
+    assert prepared["labels"] == [int((shard.train_labels == n).sum()) for n in range(10)]
 
-    learner = Learner(Task(), shard.image_shape, shard.classes, batch_size=16, seed=1)
+    learner = NetworkLearner(Task(), shard.image_shape, shard.classes, batch_size=16, seed=1)
     start = learner.get_weights()
     header = _header("train", device_settings, server_round=1, seed=1)
+    before = time.time()
     answer, data = request(header, start.tobytes())
+    took = answer["metrics"]["evaluate-seconds"] + answer["metrics"]["train-seconds"]
+    assert before <= answer["began"] <= time.time() - took + 0.1
     assert answer["outcome"] == "completed"
     assert answer["metrics"]["num-examples"] == 160
     local = learner.evaluate(start, shard.test_images, shard.test_labels)
@@ -88,7 +93,7 @@ def test_a_killed_trainer_is_reported_and_started_again(
     supervisor: subprocess.Popen[bytes], device_settings: dict[str, Any], shards: Path
 ) -> None:
     request(_header("prepare", device_settings))
-    weights = Learner(Task(), (32, 32, 3), 10).get_weights().tobytes()
+    weights = NetworkLearner(Task(), (32, 32, 3), 10).get_weights().tobytes()
     pid = _trainer_pid()
     killer = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -9 {pid}"])
 
@@ -121,12 +126,17 @@ def test_the_client_app_imports_neither_tensorflow_nor_data() -> None:
 
 
 def test_the_trainer_imports_no_data_set_library() -> None:
-    code = "import flowerbed.trainer, flowerbed.learner, sys; print(*sys.modules)"
+    code = (
+        "import sys, flowerbed.trainer as trainer\n"
+        "trainer._load_tensorflow()\n"
+        "import flowerbed.network\n"
+        "print(*(name for name, module in sys.modules.items() if module))"
+    )
     modules = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.split()
     assert "tensorflow" in modules
-    assert not {"datasets", "flwr_datasets", "flwr"} & set(modules)
+    assert not {"datasets", "flwr_datasets", "flwr", "pandas", "matplotlib"} & set(modules)
 
 
 def test_the_socket_is_the_containers_own(supervisor: subprocess.Popen[bytes]) -> None:

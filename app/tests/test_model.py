@@ -5,9 +5,16 @@ from typing import Literal
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from flowerbed.config import ModelSettings
-from flowerbed.model import BATCH_NORM_MOMENTUM, build_model, get_weights, set_weights
+from flowerbed.model import (
+    BATCH_NORM_MOMENTUM,
+    FusedBatchNormalization,
+    build_model,
+    get_weights,
+    set_weights,
+)
 
 SHAPE = (32, 32, 3)
 Network = Literal["mobilenet", "mobilenetv2"]
@@ -72,3 +79,23 @@ def test_a_negative_variance_does_not_reach_the_model() -> None:
     variances = [w for w in model.weights if w.path.endswith("moving_variance")]
     assert variances
     assert all(np.min(variance) >= 0 for variance in variances)
+
+
+def test_fused_normalization_is_keras_normalization(rng: np.random.Generator) -> None:
+    """Outputs, gradients and moving statistics, in training and after it."""
+    images = tf.constant(rng.normal(1, 2, (16, 8, 8, 6)), tf.float32)
+    weights = [rng.uniform(0.5, 2, 6).astype(np.float32) for _ in range(4)]
+    pulls = tf.constant(rng.normal(size=images.shape), tf.float32)
+    told = []
+    for kind in (FusedBatchNormalization, keras.layers.BatchNormalization):
+        layer = kind(momentum=0.9, epsilon=0.001)
+        layer.build(images.shape)
+        layer.set_weights(weights)
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            outputs = layer(images, training=True)
+            pull = tf.reduce_sum(outputs * pulls)
+        gradients = tape.gradient(pull, [images, layer.gamma.value, layer.beta.value])
+        told.append([outputs, *gradients, *layer.get_weights(), layer(images, training=False)])
+    for fused, plain in zip(*told, strict=True):
+        np.testing.assert_allclose(fused, plain, rtol=1e-4, atol=1e-4)

@@ -1,5 +1,6 @@
 """What playbooks derive from the inventory's groups; roles know nothing of groups."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,6 +85,35 @@ def class_of(own: list[str], groups: Mapping[str, list[str]]) -> str:
     return classes[0]
 
 
+def named_in(devices: list[str], text: str) -> list[str]:
+    """The devices that a text names, in the order of their names."""
+    return [
+        device
+        for device in sorted(devices)
+        if re.search(rf"(?<![\w.-]){re.escape(device)}(?![\w-]|\.\w)", text)
+    ]
+
+
+def cadvisor_targets(
+    machines: list[str], hostvars: Mapping[str, Any], coordinators: list[str]
+) -> list[dict[str, Any]]:
+    """The cAdvisor of each machine, as Prometheus on the coordinator reaches it.
+
+    The coordinator's own by the container's name in the lab's Docker network, another machine's by
+    its address.
+    """
+
+    def address(machine: str) -> str:
+        if machine in coordinators:
+            return "flowerbed-cadvisor:8080"
+        return f"{address_of(machine, hostvars)}:{hostvars[machine].get('cadvisor_port', 8080)}"
+
+    return [
+        {"job": "cadvisor", "address": address(machine), "labels": {"machine": machine}}
+        for machine in machines
+    ]
+
+
 class FilterModule:
     """Ansible's way to find the filters."""
 
@@ -91,8 +121,10 @@ class FilterModule:
         """The filters by name."""
         return {
             "address_of": address_of,
+            "cadvisor_targets": cadvisor_targets,
             "class_of": class_of,
             "devices_on": devices_on,
             "machine_of": machine_of,
+            "named_in": named_in,
             "superlink_of": superlink_of,
         }

@@ -1,11 +1,16 @@
 """A lab on this machine, deployed by the playbooks as a user would, on real images."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 import time
 import urllib.parse
 import urllib.request
@@ -138,11 +143,37 @@ def inventory() -> dict[str, dict[str, Any]]:
     return {host: hostvars[host] for group in children for host in listed[group]["hosts"]}
 
 
-def query(expression: str) -> list[dict[str, Any]]:
-    """Ask the lab's Prometheus."""
-    url = "http://127.0.0.1:9090/api/v1/query?" + urllib.parse.urlencode({"query": expression})
+def prometheus(path: str, **parameters: Any) -> Any:
+    """Ask the lab's Prometheus; a refusal is an error."""
+    url = f"http://127.0.0.1:9090/api/v1/{path}?{urllib.parse.urlencode(parameters, doseq=True)}"
     with urllib.request.urlopen(url, timeout=10) as answer:
-        result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+        return json.load(answer)["data"]
+
+
+def on_a_terminal(name: str, *arguments: str) -> tuple[int, str]:
+    """Run a program with a terminal of 30 lines and 100 columns; its exit code and output."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    written = []
+    with subprocess.Popen(
+        [program(name), *arguments],
+        cwd=ROOT,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm-256color"},
+    ) as process:
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # the end of it, on Linux
+            while part := os.read(ours, 65536):
+                written.append(part)
+    os.close(ours)
+    return process.returncode, b"".join(written).decode().replace("\r\n", "\n")
+
+
+def query(expression: str) -> list[dict[str, Any]]:
+    """What an expression gives now."""
+    result: list[dict[str, Any]] = prometheus("query", query=expression)["result"]
     return result
 
 

@@ -12,7 +12,22 @@ from typing import Any
 import docker
 import pytest
 import yaml
-from conftest import EXAMPLES, HOME, RESULTS, ROOT, ROUNDS, Play, Played, eventually, query, run_yml
+from conftest import (
+    EXAMPLES,
+    HOME,
+    RESULTS,
+    ROOT,
+    ROUNDS,
+    Play,
+    Played,
+    eventually,
+    on_a_terminal,
+    prometheus,
+    query,
+    run_yml,
+)
+from dashboards import DASHBOARDS, Query, queries
+from dashboards import variables as variables_of
 
 BYTES = {"m": 2**20, "g": 2**30}
 
@@ -85,6 +100,7 @@ def test_prometheus_sees_everything(lab: Played, inventory: dict[str, dict[str, 
     assert set(up.values()) == {"1"}
     assert len(query("model_accuracy")) == 1
     devices = run_yml("test-first")["devices"]
+    assert {s["metric"]["disk"] for s in query("container_fs_limit_bytes")}
     for metric in (
         "rate(container_cpu_usage_seconds_total[1m])",
         "container_memory_working_set_bytes",
@@ -133,6 +149,24 @@ def test_every_device_took_part(lab: Played, inventory: dict[str, dict[str, Any]
         assert int(row["examples"]) == held[row["device"]] // batch * batch * epochs
 
 
+def test_the_parts_of_a_round_add_up_to_it(lab: Played) -> None:
+    rounds = {row["round"]: row for row in _rows("test-first", "rounds.csv")}
+    rows = _rows("test-first", "devices.csv")
+    for number, row in rounds.items():
+        whole = float(row["seconds"])
+        server = [float(row[f"{part}_seconds"]) for part in ("configure", "aggregate", "evaluate")]
+        devices = float(row["devices_seconds"])
+        assert sum(server) + devices == pytest.approx(whole, rel=0.05)
+        for device in (device for device in rows if device["round"] == number):
+            parts = ("receive", "queue", "evaluate", "train", "send", "wait")
+            own = [float(device[f"{part}_seconds"]) for part in parts]
+            assert min(own) >= 0
+            assert sum(server) + sum(own) == pytest.approx(whole, rel=0.05), device
+            assert int(device["bytes_received"]) == int(device["bytes_sent"]) > 100_000
+    starts = [float(row["started"]) for row in rounds.values()]
+    assert starts[1] - starts[0] == pytest.approx(float(rounds["1"]["seconds"]), abs=1)
+
+
 def test_run_yml_says_how_it_came_about(lab: Played) -> None:
     told = run_yml("test-first")
     assert told["run"]["num_server_rounds"] == ROUNDS
@@ -140,6 +174,8 @@ def test_run_yml_says_how_it_came_about(lab: Played) -> None:
     assert told["lab"]["commit"]
     assert told["lab"]["images"]["application"].startswith("flowerbed/application:")
     assert all(re.fullmatch("[0-9a-f]{64}", d["shard"]) for d in told["devices"].values())
+    assert all(len(d["labels"]) == 10 for d in told["devices"].values())
+    assert all(sum(d["labels"]) == d["examples"] for d in told["devices"].values())
 
 
 def test_the_model_loads_in_plain_keras(lab: Played) -> None:
@@ -273,6 +309,166 @@ def test_a_run_survives_its_faults(
     assert "signal 9" in reason
 
 
+def test_a_paused_device_is_alerted_and_counted(
+    lab: Played,
+    play: Play,
+    variables: dict[str, Any],
+    engine: docker.DockerClient,
+    inventory: dict[str, dict[str, Any]],
+) -> None:
+    paused = min(inventory)
+    alert = f'ALERTS{{alertname="DeviceOffline",alertstate="firing",device="{paused}"}}'
+    container = engine.containers.get(f"flowerbed-device-{paused}")
+    problems: list[str] = []
+
+    def disturb() -> None:
+        try:
+            eventually(lambda: _status()["run"] == "test-paused", 120, "the run begins")
+            eventually(lambda: _status()["round"] >= 1, 300, "round 1 ends")
+            container.pause()
+            eventually(lambda: bool(query(alert)), 240, f"the alert for {paused} fires")
+        except AssertionError as error:
+            problems.append(str(error))
+        finally:
+            container.unpause()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    # Rounds of little work, so that what is waited for is the alert.
+    more = {"training_run": "test-paused", "training_model": "linear", "training_rounds": 16}
+    more["training_round_timeout"] = 60
+    play("train", **(variables | more))
+    thread.join()
+    assert not problems
+    outcomes: dict[str, int] = {}
+    for row in _rows("test-paused", "devices.csv"):
+        if row["device"] == paused:
+            outcomes[row["outcome"]] = outcomes.get(row["outcome"], 0) + 1
+        else:
+            assert row["outcome"] == "completed"
+    assert outcomes["offline"] + outcomes.get("timeout", 0) >= 2
+    counted = f'flowerbed_device_outcomes_total{{device="{paused}"}} > 0'
+
+    def agrees() -> bool:
+        return outcomes == {s["metric"]["outcome"]: int(s["value"][1]) for s in query(counted)}
+
+    eventually(agrees, 30, "Prometheus counts the outcomes as devices.csv does")
+    eventually(lambda: not query(alert), 30, "the alert is over")
+
+
+def test_every_rule_works(lab: Played) -> None:
+    rules = [rule for group in prometheus("rules")["groups"] for rule in group["rules"]]
+    assert {rule["type"] for rule in rules} == {"recording", "alerting"}
+    assert {rule["name"]: rule.get("lastError") for rule in rules if rule["health"] != "ok"} == {}
+
+
+def test_every_query_of_every_dashboard_returns_data(lab: Played) -> None:
+    """Within the tests until here: of alerts and faults, too, there have been some."""
+    now = time.time()
+    window = {"start": now - 1800, "end": now, "step": 5}
+    silent: list[str] = []
+    for path in DASHBOARDS:
+        values: dict[str, list[str]] = {}
+        for name, (series, label) in variables_of(path).items():
+            some = {"match[]": Query(path.name, series).expand(values)}
+            values[name] = prometheus(f"label/{label}/values", **some)
+            assert values[name], f"{path.name}: {name}"
+        silent += [
+            f"{each.where}: {each.expression}"
+            for each in queries(path)
+            if not prometheus("query_range", query=each.expand(values), **window)["result"]
+        ]
+    assert silent == []
+
+
+def test_prometheus_keeps_its_data(
+    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient
+) -> None:
+    oldest = "min_over_time(timestamp(flowerbed_round)[1h:15s])"
+    before = float(query(oldest)[0]["value"][1])
+    engine.containers.get("flowerbed-prometheus").remove(force=True)
+    assert play("coordinator", **variables).changed == 1
+    eventually(lambda: bool(query(oldest)), 30, "Prometheus answers")
+    assert float(query(oldest)[0]["value"][1]) == pytest.approx(before, abs=60)
+
+
+def test_a_new_target_needs_no_restart(
+    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient
+) -> None:
+    def started() -> str:
+        return str(engine.containers.get("flowerbed-prometheus").attrs["State"]["StartedAt"])
+
+    before = started()
+    targets = [
+        {"job": target["labels"]["job"], "address": target["labels"]["instance"]}
+        | {"labels": {"machine": target["labels"].get("machine", "")}}
+        for target in prometheus("targets")["activeTargets"]
+    ]
+    newcomer = {"job": "cadvisor", "address": "flowerbed-prometheus:9090"}
+    newcomer_up = 'up{instance="flowerbed-prometheus:9090"} == 1'
+    play("coordinator", prometheus_targets=[*targets, newcomer], **variables)
+    eventually(lambda: bool(query(newcomer_up)), 30, "the new target is scraped")
+    play("coordinator", **variables)
+    eventually(lambda: not query(newcomer_up), 30, "it is scraped no more")
+    assert started() == before
+
+
+def test_watching_shows_what_devices_do(
+    lab: Played, play: Play, variables: dict[str, Any], inventory: dict[str, dict[str, Any]]
+) -> None:
+    """On a terminal a table that is written over, while another terminal's run goes on."""
+    more = {"training_run": "test-watched", "training_rounds": 2}
+    thread = threading.Thread(target=lambda: play("train", **(variables | more)))
+    thread.start()
+    eventually(lambda: _status()["run"] == "test-watched", 120, "the run begins")
+    code, seen = on_a_terminal("ansible-playbook", "playbooks/watch.yml")
+    thread.join()
+    assert code == 0
+    assert re.search(r"^ +2/2 +0\.\d{4} ", seen, re.MULTILINE)
+    over = re.findall(r"\x1b\[(\d+)A\x1b\[J", seen)
+    assert over
+    plain = re.sub(r"\x1b\[[\d;]*m", "", seen)
+    for device, wanted in inventory.items():
+        memory = _bytes(wanted["device_memory"]) // BYTES["m"]
+        row = rf"{device} +\w+ +working +\d.* \d+ of {memory} MiB"
+        assert re.search(row, plain), device
+    assert re.search(r"round 2/2, \d+ s", plain)
+
+
+def test_runs_are_compared_and_unknown_ones_refused(lab: Played, play: Play) -> None:
+    play("report", runs="test-first,test-faults")
+    assert (RESULTS / "test-first-test-faults.html").exists()
+    played = play("report", runs="test-first,nope", ok=False)
+    assert played.code != 0
+    assert re.search(
+        r"there is no run 'nope' in the results; there are: test-faults", played.output
+    )
+
+
+def _logs(run: str) -> dict[str, str]:
+    """What was collected: container to log."""
+    return {path.stem: path.read_text() for path in (RESULTS / run / "logs/local").glob("*.log")}
+
+
+def test_logs_of_every_container_are_collected(
+    lab: Played, play: Play, engine: docker.DockerClient
+) -> None:
+    play("logs")
+    logs = _logs("test-watched")
+    containers = engine.containers.list(all=True, filters={"label": "flowerbed.part"})
+    assert set(logs) == {container.name for container in containers}
+    assert "round 2/2: accuracy" in logs["flowerbed-serverapp"]
+    for log in logs.values():
+        times = [line.split(" ")[0] for line in log.splitlines()]
+        assert times == sorted(times)
+    secrets = [path for path in (HOME / "superlink/secrets").rglob("*") if path.is_file()]
+    secrets += [path for path in (ROOT / "inventory/local/.secrets").rglob("*") if path.is_file()]
+    assert secrets
+    for secret in secrets:
+        text = secret.read_text().strip()
+        assert not [name for name, log in logs.items() if text in log], secret
+
+
 def test_missing_devices_are_named(
     lab: Played,
     play: Play,
@@ -287,6 +483,12 @@ def test_missing_devices_are_named(
     engine.containers.get(f"flowerbed-device-{absent}").start()
     assert played.code != 0
     assert re.search(rf"not ready after 100 s: {absent}\.", played.output)
+    # The end of its log is shown, and those of all are there to read.
+    log = RESULTS / f"test-missing/logs/local/flowerbed-device-{absent}.log"
+    assert f"The end of {log}:" in played.output
+    assert log.read_text().splitlines()[-1] in played.output
+    assert "flowerbed-serverapp" in _logs("test-missing")
+    assert "not ready after 100 s" in (RESULTS / "test-missing/report.html").read_text()
 
 
 def test_teardown_leaves_the_data_and_purge_nothing(

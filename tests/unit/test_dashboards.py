@@ -1,34 +1,27 @@
 """Grafana's dashboards: complete, and asking for nothing that nobody measures."""
 
+import importlib
 import json
+import pkgutil
 import re
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dashboards import DASHBOARDS, metric_names, panels, queries, read, variables
+from grafana_foundation_sdk import models
+from grafana_foundation_sdk.cog import encoder, plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard, DataTransformerConfig, Panel
 from metrics import flowerbed_metrics
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from repository import ROOT, read_yaml
 
-DASHBOARDS = sorted((ROOT / "files/grafana").glob("*.json"))
-OTHERS = re.compile(r"(?:container|machine|cadvisor|prometheus|scrape)_\w+|up")
+OTHERS = re.compile(r"(?:container|machine|scrape)_\w+|up|ALERTS")
 """What cAdvisor and Prometheus itself tell."""
-KEYWORDS = {"and", "or", "unless", "bool", "offset", "inf", "nan"}
-
-
-def _dashboard(path: Path) -> dict[str, Any]:
-    dashboard: dict[str, Any] = json.loads(path.read_text())
-    return dashboard
-
-
-def _panels(path: Path) -> Iterator[dict[str, Any]]:
-    """The panels, those inside rows too; a row or a text shows no metric."""
-    waiting = list(_dashboard(path)["panels"])
-    while waiting:
-        panel = waiting.pop(0)
-        waiting += panel.get("panels", [])
-        if panel["type"] not in ("row", "text"):
-            yield panel
+OF_PROMETHEUS = {"step", "textFormat", "titleFormat", "useValueForTime"}
+"""What an annotation has for Prometheus in particular; the schema is that of all data sources."""
 
 
 def _walk(node: Any) -> Iterator[dict[str, Any]]:
@@ -50,13 +43,13 @@ def _provisioned() -> set[str]:
     }
 
 
-def metric_names(expression: str) -> set[str]:
-    """The names of metrics in a PromQL expression."""
-    rest = re.sub(r'"(?:\\.|[^"\\])*"', "", expression)
-    rest = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", rest)
-    rest = re.sub(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", rest)
-    words = re.findall(r"(?<![\w:$])[a-zA-Z_:][\w:]*\b(?!\s*\()", rest)
-    return {word for word in words if word.lower() not in KEYWORDS}
+def _rules() -> list[dict[str, Any]]:
+    return [
+        rule
+        for path in sorted((ROOT / "files/prometheus").glob("*.yml"))
+        for group in read_yaml(path)["groups"]
+        for rule in group["rules"]
+    ]
 
 
 def test_metric_names_are_found_in_an_expression() -> None:
@@ -76,33 +69,140 @@ def test_there_are_dashboards_and_the_home_page_is_one_of_them() -> None:
 
 def test_no_two_dashboards_have_the_same_uid_or_title() -> None:
     for key in ("uid", "title"):
-        values = [_dashboard(path)[key] for path in DASHBOARDS]
+        values = [read(path)[key] for path in DASHBOARDS]
         assert all(values)
         assert len(set(values)) == len(values), key
 
 
+def _unknown(told: Any, kept: Any, where: str = "") -> Iterator[str]:
+    """Where a document says what the schema has no place for."""
+    if isinstance(told, dict):
+        for key, value in told.items():
+            if not isinstance(kept, dict) or key not in kept:
+                yield f"{where}.{key}"
+            else:
+                yield from _unknown(value, kept[key], f"{where}.{key}")
+    elif isinstance(told, list):
+        for number, value in enumerate(told):
+            yield from _unknown(value, kept[number], f"{where}[{number}]")
+    elif told != kept:
+        yield f"{where}: {told!r} became {kept!r}"
+
+
+def _mistyped(node: Any, where: str = "") -> Iterator[str]:
+    """Where a value is not of the type, or not among the choices, that the schema has for it."""
+    if isinstance(node, dict | list):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _mistyped(value, f"{where}[{key}]")
+    elif type(node).__module__.startswith(models.__name__) and hasattr(node, "__dict__"):
+        for name, kind in typing.get_type_hints(type(node)).items():
+            value = getattr(node, name)
+            adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+            try:
+                adapter.validate_python(value)
+            except ValidationError as error:
+                yield f"{where}.{name}: {error.errors()[0]['msg']}"
+            yield from _mistyped(value, f"{where}.{name}")
+
+
+def _judge(told: dict[str, Any]) -> list[str]:
+    """What Grafana's schema has against a dashboard."""
+    plugins.register_default_plugins()
+    dashboard = Dashboard.from_json(told)
+    for panel in dashboard.panels or []:
+        if isinstance(panel, Panel):  # what it leaves as it is
+            found: list[Any] = panel.transformations or []
+            panel.transformations = [DataTransformerConfig.from_json(each) for each in found]
+    kept = json.loads(json.dumps(dashboard, cls=encoder.JSONEncoder))
+    problems = [*_unknown(told, kept), *_mistyped(dashboard)]
+    return [p for p in problems if p.rsplit(".", 1)[-1] not in OF_PROMETHEUS]
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.name)
+def test_a_dashboard_is_valid(path: Path) -> None:
+    assert _judge(read(path)) == []
+    kinds = {module.name for module in pkgutil.iter_modules(models.__path__)}
+    for panel in panels(path):
+        kind = panel["type"].replace("-", "")
+        assert kind in kinds, panel["title"]
+        assert hasattr(importlib.import_module(f"{models.__name__}.{kind}"), "Options")
+
+
+def test_what_is_not_valid_is_found() -> None:
+    dashboard = read(DASHBOARDS[0])
+    panel = next(p for p in dashboard["panels"] if p["type"] == "timeseries")
+    panel["fieldConfig"]["defaults"]["untit"] = "s"
+    panel["options"]["legend"]["placement"] = "above"
+    panel["gridPos"]["h"] = "tall"
+    told = " ".join(_judge(dashboard))
+    assert all(word in told for word in ("untit", "placement", "h:"))
+
+
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.name)
 def test_every_panel_is_complete(path: Path) -> None:
-    panels = list(_panels(path))
-    assert panels
     (source,) = _provisioned()
-    assert len({panel["id"] for panel in panels}) == len(panels)
-    for panel in panels:
+    mine = {"type": "prometheus", "uid": source}
+    listed = list(panels(path))
+    assert listed
+    assert len({panel["id"] for panel in listed}) == len(listed)
+    for panel in listed:
         title = panel.get("title")
         assert title, panel
         assert panel.get("description"), title
         assert panel["fieldConfig"]["defaults"].get("unit"), title
         assert panel["targets"], title
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
         for asker in (panel, *panel["targets"]):
-            assert asker["datasource"] == {"type": "prometheus", "uid": source}, title
+            assert asker["datasource"] == mine, title
+    dashboard = read(path)
+    for other in (*dashboard["templating"]["list"], *dashboard["annotations"]["list"]):
+        assert other["datasource"] == mine, other["name"]
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.name)
+def test_no_two_panels_overlap(path: Path) -> None:
+    taken: dict[tuple[int, int], str] = {}
+    for panel in panels(path):
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24, panel["title"]
+        for x in range(at["x"], at["x"] + at["w"]):
+            for y in range(at["y"], at["y"] + at["h"]):
+                assert taken.setdefault((x, y), panel["title"]) == panel["title"]
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.name)
+def test_rounds_and_faults_are_annotations(path: Path) -> None:
+    names = [annotation["name"] for annotation in read(path)["annotations"]["list"]]
+    assert names == ["Rounds", "Faults", "Alerts"]
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.name)
+def test_every_variable_asked_for_is_one(path: Path) -> None:
+    known = set(variables(path))
+    used = {name for query in queries(path) for name in re.findall(r"\$(\w+)", query.expression)}
+    assert used == known
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.name)
 def test_every_metric_asked_for_is_measured(path: Path) -> None:
-    known = flowerbed_metrics()
-    for panel in _panels(path):
-        for target in panel["targets"]:
-            names = metric_names(target["expr"])
-            assert names, panel["title"]
-            unknown = {n for n in names - known if not OTHERS.fullmatch(n)}
-            assert not unknown, panel["title"]
+    known = set(flowerbed_metrics()) | {rule["record"] for rule in _rules() if "record" in rule}
+    for query in queries(path):
+        names = metric_names(query.expression)
+        assert names or "ALERTS" in query.expression, query.where
+        unknown = {n for n in names - known if not OTHERS.fullmatch(n)}
+        assert not unknown, query.where
+
+
+def test_every_metric_in_a_rule_is_measured() -> None:
+    rules = _rules()
+    known = set(flowerbed_metrics()) | {rule["record"] for rule in rules if "record" in rule}
+    for rule in rules:
+        unknown = {n for n in metric_names(rule["expr"]) - known if not OTHERS.fullmatch(n)}
+        assert not unknown, rule
+
+
+def test_every_metric_is_shown_or_alerts() -> None:
+    asked = [query.expression for path in DASHBOARDS for query in queries(path)]
+    asked += [rule["expr"] for rule in _rules()]
+    used = {name for expression in asked for name in metric_names(expression)}
+    assert set(flowerbed_metrics()) - used == {"flowerbed_run_started_seconds"}

@@ -2,7 +2,9 @@
 
 import ast
 import json
+import os
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -61,13 +63,14 @@ def _render(template: str, **variables: Any) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["to_json"] = json.dumps
+    environment.filters["basename"] = os.path.basename
     return environment.from_string((ROOT / "roles" / template).read_text()).render(variables)
 
 
 def _run_toml(**changes: Any) -> dict[str, Any]:
     options = _options("training")
     variables = {name: spec["default"] for name, spec in options.items() if "default" in spec}
-    variables |= {"__training_name": "first", "training_devices": ["pi", "phone"]} | changes
+    variables |= {"training_name": "first", "training_devices": ["pi", "phone"]} | changes
     return tomllib.loads(_render("training/templates/run.toml.j2", **variables))
 
 
@@ -143,14 +146,24 @@ def test_prometheus_scrapes_every_target_of_every_job() -> None:
     ]
     rendered = _render(
         "prometheus/templates/prometheus.yml.j2",
-        prometheus_targets=targets,
+        __prometheus_jobs=["training", "cadvisor"],
+        __prometheus_rules=["/files/alerts.yml"],
         prometheus_scrape_interval="5s",
     )
-    scraped = [
-        {"job": job["job_name"], "address": address, "labels": config["labels"]}
+    assert yaml.safe_load(rendered)["rule_files"] == ["rules/alerts.yml"]
+    files = {
+        job["job_name"]: Path(file).stem
         for job in yaml.safe_load(rendered)["scrape_configs"]
-        for config in job["static_configs"]
-        for address in config["targets"]
+        for config in job["file_sd_configs"]
+        for file in config["files"]
+    }
+    assert files == {"training": "training", "cadvisor": "cadvisor"}
+    template = "prometheus/templates/targets.yml.j2"
+    scraped = [
+        {"job": job, "address": address, "labels": group["labels"]}
+        for job in files
+        for group in yaml.safe_load(_render(template, prometheus_targets=targets, item=job))
+        for address in group["targets"]
     ]
     assert scraped == [{"labels": {}} | target for target in targets]
 

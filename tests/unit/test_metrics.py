@@ -2,25 +2,32 @@
 
 import re
 
+import pytest
+from dashboards import DASHBOARDS, metric_names, queries, read
 from metrics import flowerbed_metrics
-from repository import ROOT
+from repository import ROOT, read_yaml
 
-ROW = re.compile(r"^\| *(?P<first>[^|]+)\|", re.MULTILINE)
+RULES = ROOT / "files/prometheus"
 
 
-def _table(text: str) -> set[str]:
-    """Names in the first column of the tables under the heading Metrics."""
-    heading = re.search(r"^(?P<level>#+) Metrics$", text, re.MULTILINE)
-    assert heading, "README.md has no heading 'Metrics'"
-    rest = text[heading.end() :]
-    end = re.search(rf"^#{{1,{len(heading['level'])}}} ", rest, re.MULTILINE)
-    section = rest[: end.start()] if end else rest
-    cells = [row["first"] for row in ROW.finditer(section)]
-    return {name for cell in cells for name in re.findall(r"`([a-zA-Z_]\w*)", cell)}
+def _section(heading: str) -> list[list[str]]:
+    """The cells of the rows of the tables under a heading of the README, without the first row."""
+    text = (ROOT / "README.md").read_text()
+    found = re.search(rf"^(?P<level>#+) {heading}$", text, re.MULTILINE)
+    assert found, f"README.md has no heading {heading!r}"
+    rest = text[found.end() :]
+    end = re.search(r"^#+ ", rest, re.MULTILINE)
+    lines = (rest[: end.start()] if end else rest).splitlines()
+    rows = [line.strip("| ").split("|") for line in lines if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def _names(cell: str) -> list[str]:
+    return re.findall(r"`([a-zA-Z_]\w*)`", cell)
 
 
 def test_the_names_of_the_original_stay() -> None:
-    assert {"model_accuracy", "model_loss"} <= flowerbed_metrics()
+    assert {"model_accuracy", "model_loss"} <= set(flowerbed_metrics())
 
 
 def test_all_other_names_carry_the_projects() -> None:
@@ -28,7 +35,36 @@ def test_all_other_names_carry_the_projects() -> None:
     assert {name for name in others if not name.startswith("model_")} == set()
 
 
-def test_the_readme_lists_every_metric_and_no_other() -> None:
-    readme = ROOT / "README.md"
-    assert readme.exists(), "there is no README.md to look for the table in"
-    assert _table(readme.read_text()) == flowerbed_metrics()
+def test_the_readme_lists_every_metric_with_its_labels_and_dashboards() -> None:
+    shown: dict[str, set[str]] = {}
+    for path in DASHBOARDS:
+        for query in queries(path):
+            # The annotations are on all of them.
+            for name in metric_names(query.expression) if "annotation" not in query.where else ():
+                shown.setdefault(name, set()).add(read(path)["title"])
+    told = {
+        name: (tuple(_names(labels)), set(dashboards.split(", ")) - {""})
+        for names, labels, dashboards, _ in _section("Metrics")
+        for name in _names(names)
+    }
+    assert told == {
+        name: (labels, shown.get(name, set())) for name, labels in flowerbed_metrics().items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("heading", "known"),
+    [
+        ("Dashboards", {read(path)["title"] for path in DASHBOARDS}),
+        (
+            "Alerts",
+            {
+                rule["alert"]
+                for group in read_yaml(RULES / "alerts.yml")["groups"]
+                for rule in group["rules"]
+            },
+        ),
+    ],
+)
+def test_the_readme_lists_every_dashboard_and_alert(heading: str, known: set[str]) -> None:
+    assert {row[0].strip("*`") for row in _section(heading)} == known

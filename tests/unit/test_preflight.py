@@ -134,6 +134,9 @@ HERE = {"ansible_connection": "local", "ansible_python_interpreter": sys.executa
 LAPTOP = "devices/children/laptop/hosts"
 BAD = {
     # Names of variables
+    "address_with_port": of_run(
+        "lab_address: server:9092", "lab_address is 'server:9092'", "without port"
+    ),
     "typo": of_laptop("device_cpu: 0.5", "device_cpu is 0.5", "write device_cpus"),
     "typo_of_a_run": Bad(
         says=("all hosts: ", "training_round is 7", "write training_rounds"),
@@ -701,8 +704,9 @@ def test_every_number_has_a_range() -> None:
 
 
 def test_every_rule_is_for_a_variable() -> None:
-    known = settable() | ROLE_VARS["__preflight_of_playbooks"]["training"]
-    assert RULES.keys() - known.keys() == set()
+    of_playbooks = ROLE_VARS["__preflight_of_playbooks"].values()
+    known = settable().keys() | {name for options in of_playbooks for name in options}
+    assert RULES.keys() - known == set()
 
 
 def test_the_specs_defaults_are_good() -> None:
@@ -763,6 +767,22 @@ def test_what_playbooks_set_is_found() -> None:
     assert passed["shards_seed"].startswith("playbooks/machines.yml: {{ training_seed")
     assert {"device_image", "device_wanted", "training_devices"} <= passed.keys()
     assert "training_start" not in passed
+
+
+def test_prometheus_finds_every_machine() -> None:
+    hosts = {
+        "server": {"ansible_host": "192.0.2.1"},
+        "pi": {},
+        "desk": {"ansible_host": "desk.example.org", "lab_address": "192.0.2.3"},
+        "far": {"ansible_host": "192.0.2.4", "cadvisor_port": 8081},
+    }
+    told = playbook_filters.cadvisor_targets(list(hosts), hosts, ["server"])
+    assert {target["labels"]["machine"]: target["address"] for target in told} == {
+        "server": "flowerbed-cadvisor:8080",
+        "pi": "pi:8080",
+        "desk": "192.0.2.3:8080",
+        "far": "192.0.2.4:8081",
+    }
 
 
 def test_a_device_has_one_class() -> None:

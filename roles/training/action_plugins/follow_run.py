@@ -1,25 +1,40 @@
 """Follow a run on the coordinator and show a line a round as it is finished.
 
 An action plugin and not a loop of tasks: a task shows nothing until it ends, and a run takes long.
-The waiting is done on the coordinator, one command a round.
+The waiting is done on the coordinator, one command a look. On a terminal, a table below the rounds
+says what each device is doing; elsewhere a line does so when a round takes long.
 """
 
+import io
 import json
+import shlex
 import time
+from collections.abc import Iterable
 from typing import Any
 
+from ansible import constants
 from ansible.errors import AnsibleActionFail
+from ansible.module_utils.common.text.formatters import human_to_bytes
 from ansible.plugins.action import ActionBase
+from ansible.utils import color
 from ansible.utils.display import Display
+from rich.console import Console, Group
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 
 display = Display()
 
 PATIENCE = 30
 """Seconds that one look waits for the next round."""
+REFRESH = 5
+"""The same where a table shows the devices."""
 START_PATIENCE = 180
 """Seconds after which a run that has written nothing is taken for dead."""
 FINAL_STATES = ("completed", "failed")
 HEADING = f"{'round':>7}  {'accuracy':>8}  {'loss':>7}  {'seconds':>7}  slowest device"
+MOST_DEVICES = 16
+"""Rows of the table: all of it must be on the screen to be written over."""
+MEBI = 2**20
 
 
 def _line(row: dict[str, Any], rounds: int) -> str:
@@ -31,34 +46,128 @@ def _line(row: dict[str, Any], rounds: int) -> str:
     )
 
 
+def _doing(entry: dict[str, Any]) -> str:
+    """What a device does now, in a word."""
+    return str(entry["doing"]).replace("_", " ") if entry["online"] else "offline"
+
+
+def _since(status: dict[str, Any]) -> str:
+    """How long the round has been under way."""
+    if status["state"] != "running" or not status.get("round_started"):
+        return str(status["state"])
+    seconds = status["now"] - status["round_started"]
+    return f"round {min(status['round'] + 1, status['rounds'])}/{status['rounds']}, {seconds:.0f} s"
+
+
+def sign_of_life(status: dict[str, Any]) -> str:
+    """One line: who is still working, and who is not."""
+    by_word: dict[str, list[str]] = {}
+    for name, entry in sorted(status["devices"].items()):
+        by_word.setdefault(_doing(entry), []).append(name)
+    return f"  {_since(status)}: " + "; ".join(
+        f"{word}: {', '.join(names)}" for word, names in sorted(by_word.items(), reverse=True)
+    )
+
+
+def _memory(used: float | None, limit: str | None) -> Any:
+    """A bar of the memory in use against the limit."""
+    if used is None:
+        return "-"
+    text = f"{used / MEBI:.0f}"
+    if not limit:
+        return f"{text} MiB"
+    most = human_to_bytes(limit)
+    grid = Table.grid(padding=(0, 1))
+    style = "red" if used > 0.9 * most else "green"
+    bar = ProgressBar(total=most, completed=used, width=16, complete_style=style)
+    grid.add_row(bar, f"{text} of {most / MEBI:.0f} MiB")
+    return grid
+
+
+def table(status: dict[str, Any], columns: int) -> str:
+    """The devices as rows, those that are worked for first; each line ends with a newline."""
+    devices = sorted(
+        status["devices"].items(), key=lambda item: (_doing(item[1]) == "waiting", item[0])
+    )
+    rows = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("device", "class", "state"):
+        rows.add_column(heading, no_wrap=True)
+    for heading in ("done", "examples/s"):
+        rows.add_column(heading, justify="right", no_wrap=True)
+    rows.add_column("memory", no_wrap=True)
+    for name, entry in devices[:MOST_DEVICES]:
+        word, last = _doing(entry), entry["last"] or {}
+        style = {"working": "cyan", "waiting": "dim"}.get(word, "red")
+        rows.add_row(
+            name,
+            entry["device_class"],
+            f"[{style}]{word}[/]",
+            str(sum(entry["outcomes"].get(outcome, 0) for outcome in ("completed", "partial"))),
+            f"{last['examples_per_second']:.0f}" if last.get("examples_per_second") else "-",
+            _memory(status["memory"].get(name), entry["info"].get("memory")),
+        )
+    more = len(devices) - MOST_DEVICES
+    console = Console(file=io.StringIO(), force_terminal=True, width=columns, height=MOST_DEVICES)
+    with console.capture() as captured:
+        console.print(
+            Group(f"\n[bold]{_since(status)}[/]", rows, f"and {more} more" if more > 0 else "")
+        )
+    return captured.get()
+
+
+class Screen:
+    """What the user sees: lines that stay, and on a terminal a table that is written over."""
+
+    def __init__(self) -> None:
+        # The worker that runs this has no terminal of its own; whether there is one, Ansible has
+        # found out for its colours, and what is displayed gets there through the main process.
+        self.live = color.ANSIBLE_COLOR and not constants.ANSIBLE_FORCE_COLOR
+        self._height = 0
+
+    def clear(self) -> None:
+        """Take the table away."""
+        if self._height:
+            display.display(f"\x1b[{self._height}A\x1b[J", newline=False, screen_only=True)
+            self._height = 0
+
+    def show(self, lines: Iterable[str], status: dict[str, Any]) -> None:
+        """Add lines, and show the state below them."""
+        lines = list(lines)
+        self.clear()
+        for line in lines:
+            display.display(line)
+        if self.live and status["devices"]:
+            text = table(status, display.columns)
+            self._height = text.count("\n")
+            display.display(text, screen_only=True)
+        elif not lines and status["devices"]:
+            display.display(sign_of_life(status))
+
+
 class ActionModule(ActionBase):
     """`follow_run: run=NAME`: returns the run's last status; fails when the run has failed."""
 
     TRANSFERS_FILES = False
     _VALID_ARGS = frozenset(("run",))
 
-    def _exec(self, container: str, argv: list[str], task_vars: Any) -> dict[str, Any]:
-        result = self._execute_module(
-            module_name="community.docker.docker_container_exec",
-            module_args={"container": container, "argv": argv},
-            task_vars=task_vars,
-        )
-        if result.get("rc", 1) != 0:
-            reason = result.get("msg") or result.get("stderr")
-            raise AnsibleActionFail(f"{container}: {' '.join(argv)} failed: {reason}")
+    def _exec(self, container: str, *argv: str) -> dict[str, Any]:
+        """The JSON that a command in a container prints; no module, which costs more than it."""
+        command = ["docker", "exec", container, *argv]
+        result = self._low_level_execute_command(shlex.join(command))
+        if result["rc"] != 0:
+            reason = result["stderr"].strip() or result["stdout"].strip()
+            raise AnsibleActionFail(f"{shlex.join(command)} failed: {reason}")
         answer: dict[str, Any] = json.loads(result["stdout"])
         return answer
 
-    def _status(self, run: str, after: int, task_vars: Any) -> dict[str, Any]:
-        command = ["python", "-m", "flowerbed.results", run]
-        options = ["--after", str(after), "--timeout", str(PATIENCE)]
-        return self._exec("flowerbed-metrics", [*command, *options], task_vars)
+    def _status(self, run: str, after: int, patience: int) -> dict[str, Any]:
+        options = ["--after", str(after), "--timeout", str(patience)]
+        return self._exec("flowerbed-metrics", "python", "-m", "flowerbed.follow", run, *options)
 
-    def _dead(self, task_vars: Any) -> bool:
+    def _dead(self) -> bool:
         """Whether Flower knows of no run that is under way."""
         try:
-            command = ["flwr", "list", "lab", "--format", "json"]
-            answer = self._exec("flowerbed-superlink", command, task_vars)
+            answer = self._exec("flowerbed-superlink", "flwr", "list", "lab", "--format", "json")
         except AnsibleActionFail:  # the SuperLink itself may be on its way back
             return False
         return all(run["status"].startswith("finished") for run in answer.get("runs", []))
@@ -66,29 +175,36 @@ class ActionModule(ActionBase):
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         """Poll until the run is over."""
         super().run(tmp, task_vars)
-        name = self._task.args["run"]
-        started = time.monotonic()
-        shown = 0
-        message = ""
+        screen = Screen()
+        try:
+            return self._follow(self._task.args["run"], screen)
+        finally:
+            screen.clear()
+
+    def _follow(self, name: str, screen: Screen) -> dict[str, Any]:
+        started = last_sign = time.monotonic()
+        shown, message = 0, ""
         while True:
-            status = self._status(name, shown, task_vars)
-            rows = status.get("history", [])
-            if rows and not shown:
-                display.display(HEADING)
-            for row in rows[shown:]:
-                display.display(_line(row, status["rounds"]))
-            progressed = len(rows) > shown
-            shown = len(rows)
-            if status.get("message") and status["message"] != message:
+            status = self._status(name, shown, REFRESH if screen.live else PATIENCE)
+            rows = status["history"]
+            lines = [HEADING] if rows and not shown else []
+            lines += [_line(row, status["rounds"]) for row in rows[shown:]]
+            if status["message"] not in ("", message):
                 message = status["message"]
-                display.display(f"{status['state']}: {message}")
+                lines.append(f"{status['state']}: {message}")
+            shown = len(rows)
+            screen.show(lines, status)
             if status["state"] == "completed":
                 return {"changed": True, "status": status}
             if status["state"] == "failed":
                 raise AnsibleActionFail(f"run {name} failed: {message}")
-            if status["state"] == "starting" and time.monotonic() > started + START_PATIENCE:
+            now = time.monotonic()
+            if status["state"] == "starting" and now > started + START_PATIENCE:
                 raise AnsibleActionFail(f"run {name} has not begun after {START_PATIENCE} s")
-            dead = not progressed and self._dead(task_vars)
-            # It may have ended between the two looks.
-            if dead and self._status(name, shown, task_vars)["state"] not in FINAL_STATES:
-                raise AnsibleActionFail(f"run {name} ended without a word in round {shown + 1}")
+            if lines:
+                last_sign = now
+            elif now > last_sign + PATIENCE:
+                last_sign = now
+                # It may have ended between the two looks.
+                if self._dead() and self._status(name, shown, 0)["state"] not in FINAL_STATES:
+                    raise AnsibleActionFail(f"run {name} ended without a word in round {shown + 1}")

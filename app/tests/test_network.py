@@ -2,15 +2,18 @@
 
 import time
 from pathlib import Path
+from typing import Literal
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from flowerbed.config import ModelSettings
 from flowerbed.data import Shard, load_shard
-from flowerbed.learner import Learner
 from flowerbed.learning import batches, flip
+from flowerbed.model import FusedBatchNormalization, get_weights, set_weights
+from flowerbed.network import NetworkLearner
 
 SHAPE = (32, 32, 3)
 
@@ -21,23 +24,56 @@ def shard(shards: Path) -> Shard:
 
 
 @pytest.fixture(scope="module")
-def learner() -> Learner:
-    return Learner(ModelSettings(), SHAPE, 10, batch_size=16, seed=4)
+def learner() -> NetworkLearner:
+    return NetworkLearner(ModelSettings(), SHAPE, 10, batch_size=16, seed=4)
 
 
-def test_evaluation_equals_keras(learner: Learner, shard: Shard) -> None:
+def _plain(learner: NetworkLearner) -> keras.Model:
+    """The same network of Keras' own layers."""
+    model = learner._plain()
+    set_weights(model, learner.get_weights())
+    assert not any(isinstance(layer, FusedBatchNormalization) for layer in _layers(model))
+    assert any(isinstance(layer, FusedBatchNormalization) for layer in _layers(learner._model))
+    return model
+
+
+def _layers(model: keras.Model) -> list[keras.Layer]:
+    return list(model._flatten_layers())
+
+
+def test_evaluation_equals_keras(learner: NetworkLearner, shard: Shard) -> None:
     """Also where the last batch is not full: 160 images are a batch and a quarter."""
     images, labels = np.array(shard.train_images), np.array(shard.train_labels)
     assert len(images) == 160
     result = learner.evaluate(learner.get_weights(), images, labels)
-    probabilities = learner.model.predict(images, verbose=0)
+    probabilities = _plain(learner).predict(images, verbose=0)
     loss = keras.losses.sparse_categorical_crossentropy(labels, probabilities)
     assert result.examples == 160
     assert result.loss == pytest.approx(float(np.mean(loss)), rel=1e-5)
     assert result.accuracy == pytest.approx(np.mean(probabilities.argmax(1) == labels))
 
 
-def test_training_learns(learner: Learner, shard: Shard) -> None:
+@pytest.mark.parametrize("name", ["mobilenet", "mobilenetv2"])
+def test_a_step_equals_keras(name: Literal["mobilenet", "mobilenetv2"], shard: Shard) -> None:
+    """Gradient, moving statistics, loss and accuracy of one batch."""
+    learner = NetworkLearner(ModelSettings(model=name), SHAPE, 10, batch_size=16, seed=4)
+    images, labels = np.array(shard.train_images[:16]), np.array(shard.train_labels[:16])
+    step = learner._step(learner.get_weights(), images, labels)
+    model = learner._model
+    with tf.GradientTape() as tape:
+        probabilities = model(images, training=True)
+        loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(labels, probabilities))
+    gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+    assert step.loss == pytest.approx(float(loss), rel=1e-5)
+    assert step.accuracy == np.mean(np.argmax(probabilities, 1) == labels)
+    np.testing.assert_allclose(step.weights, get_weights(model), rtol=1e-4, atol=1e-6)
+    ours = step.gradient[learner._trainable() > 0]
+    theirs = np.concatenate([np.ravel(gradient) for gradient in gradients])
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+    assert not step.gradient[learner._trainable() == 0].any()
+
+
+def test_training_learns(learner: NetworkLearner, shard: Shard) -> None:
     start = learner.get_weights()
     before = learner.evaluate(start, shard.train_images, shard.train_labels)
     result = learner.train(start, shard.train_images, shard.train_labels, epochs=25, seed=1)
@@ -47,7 +83,9 @@ def test_training_learns(learner: Learner, shard: Shard) -> None:
     assert after.accuracy > 0.5
 
 
-def test_training_is_repeatable_whatever_was_trained_before(learner: Learner, shard: Shard) -> None:
+def test_training_is_repeatable_whatever_was_trained_before(
+    learner: NetworkLearner, shard: Shard
+) -> None:
     """The optimizer's momentum and the random numbers start afresh."""
     start = learner.get_weights()
     images, labels = shard.train_images, shard.train_labels
@@ -58,7 +96,7 @@ def test_training_is_repeatable_whatever_was_trained_before(learner: Learner, sh
     assert np.abs(first.weights - start).max() > 1e-3
 
 
-def test_the_time_box_returns_what_was_learned(learner: Learner, shard: Shard) -> None:
+def test_the_time_box_returns_what_was_learned(learner: NetworkLearner, shard: Shard) -> None:
     start = learner.get_weights()
     begin = time.monotonic()
     result = learner.train(
@@ -70,10 +108,9 @@ def test_the_time_box_returns_what_was_learned(learner: Learner, shard: Shard) -
     assert not np.array_equal(result.weights, start)
 
 
-def test_the_proximal_term_holds_back(learner: Learner, shard: Shard) -> None:
+def test_the_proximal_term_holds_back(learner: NetworkLearner, shard: Shard) -> None:
     start = learner.get_weights()
-    trainable = sum(int(np.prod(w.shape)) for w in learner.model.trainable_variables)
-    assert trainable < start.size
+    assert 0 < learner._trainable().sum() < start.size
     moved = [
         np.linalg.norm(
             learner.train(
@@ -88,7 +125,7 @@ def test_the_proximal_term_holds_back(learner: Learner, shard: Shard) -> None:
     assert moved[0] == pytest.approx(np.linalg.norm(free.weights - start), rel=2e-2)
 
 
-def test_too_few_images_name_the_remedy(learner: Learner, shard: Shard) -> None:
+def test_too_few_images_name_the_remedy(learner: NetworkLearner, shard: Shard) -> None:
     with pytest.raises(ValueError, match="lower device_batch_size"):
         learner.train(learner.get_weights(), shard.train_images[:15], shard.train_labels[:15])
 

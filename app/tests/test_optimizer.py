@@ -1,0 +1,27 @@
+"""The optimizers against Keras' own, step by step."""
+
+import keras
+import numpy as np
+import pytest
+
+from flowerbed.optimizer import MOMENTUM, Optimizer, OptimizerName
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_they_step_as_keras_does(name: OptimizerName, rng: np.random.Generator) -> None:
+    start = rng.normal(size=50).astype(np.float32)
+    variable = keras.Variable(start)
+    theirs = (
+        keras.optimizers.Adam(0.01)
+        if name == "adam"
+        else keras.optimizers.SGD(0.01, momentum=MOMENTUM, nesterov=True)
+    )
+    ours, weights = Optimizer(name, 0.01, start.size), start
+    for step in range(20):
+        gradient = rng.normal(size=50).astype(np.float32) * 10.0 ** (step % 5 - 3)
+        gradient[:5] = 0
+        theirs.apply([keras.ops.convert_to_tensor(gradient)], [variable])
+        weights = weights + ours.update(gradient)
+        assert weights.dtype == np.float32
+        np.testing.assert_allclose(weights, variable.numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(weights[:5], start[:5])  # what has no gradient stays
