@@ -134,9 +134,6 @@ HERE = {"ansible_connection": "local", "ansible_python_interpreter": sys.executa
 LAPTOP = "devices/children/laptop/hosts"
 BAD = {
     # Names of variables
-    "address_with_port": of_run(
-        "lab_address: server:9092", "lab_address is 'server:9092'", "without port"
-    ),
     "typo": of_laptop("device_cpu: 0.5", "device_cpu is 0.5", "write device_cpus"),
     "typo_of_a_run": Bad(
         says=("all hosts: ", "training_round is 7", "write training_rounds"),
@@ -164,6 +161,9 @@ BAD = {
         "training_recipe: original", "training_recipe is 'original'", "read on machines", "all.yml"
     ),
     # Values
+    "address_with_port": of_run(
+        "lab_address: server:9092", "lab_address is 'server:9092'", "without port"
+    ),
     "decimal_comma": of_laptop('device_cpus: "0,5"', "device_cpus is '0,5'", "write 0.5 (cores"),
     "yes": of_laptop("device_cpus: yes", "device_cpus is true", "YAML reads yes", "0.01 or more"),
     "nan": of_laptop("device_learning_rate: .nan", "is .nan", "no finite number", "above 0"),
