@@ -4,6 +4,7 @@ PYTHON    ?= python3
 VENV      ?= .venv
 INVENTORY ?= inventory/local
 ARGS      ?=
+SCENARIO  ?= default docker
 
 bin  = $(abspath $(VENV))/bin
 play = $(bin)/ansible-playbook -i $(INVENTORY) $(ARGS)
@@ -11,7 +12,7 @@ pip  = $(bin)/python -m pip install --quiet --disable-pip-version-check
 # Written when an installation is complete, so that one which broke off is done again.
 control_node = $(VENV)/.control-node-is-ready
 test_tools   = $(VENV)/.test-tools-are-ready
-TIERS        = lint unit app rules lab-test
+TIERS        = lint unit app rules role lab-test
 
 .PHONY: help
 help: ## List the targets
@@ -79,9 +80,9 @@ hadolint: $(test_tools)
 	find . -name '*Dockerfile' -not -path './.*' -exec $(bin)/hadolint {} +
 
 shellcheck: $(test_tools)
-	PATH="$(bin):$$PATH" shellcheck .ci/run tests/app
+	PATH="$(bin):$$PATH" shellcheck .ci/run tests/app molecule/shared/machine/init
 
-.PHONY: unit images app rules lab-test
+.PHONY: unit images app rules role lab-test
 unit: $(test_tools) ## Test roles, inventory, templates and dashboards (no machine)
 	$(bin)/python -m pytest tests/unit
 
@@ -94,7 +95,14 @@ app: images ## Test the app in the application image, which is built if need be 
 rules: images ## Test the rules and queries of Prometheus with its promtool (Docker)
 	$(bin)/python -m pytest tests/rules
 
-lab-test: $(test_tools) browser ## Deploy, train, disturb and remove the local lab (Docker)
+# Molecule finds ansible-playbook on the PATH, and its frame around the output helps nobody.
+role: $(test_tools) ## Verify every role on test machines (Docker); SCENARIO=docker: one scenario
+	for scenario in $(SCENARIO); do \
+	  printf '\n---- molecule test -s %s ----\n' "$$scenario"; \
+	  PATH="$(bin):$$PATH" MOLECULE_COMMAND_BORDERS=false molecule test -s "$$scenario" || exit 1; \
+	done
+
+lab-test: $(test_tools) browser ## Deploy, train, disturb and remove labs, local and over ssh (Docker)
 	$(bin)/python -m pytest --exitfirst --verbose --capture=no tests/lab
 
 .PHONY: screenshot

@@ -30,6 +30,24 @@ def devices_on(
     ]
 
 
+def address_of(machine: str, hostvars: Mapping[str, Any]) -> str:
+    """Where other machines find a machine: `lab_address`, by default where Ansible does."""
+    variables = hostvars[machine]
+    return str(variables.get("lab_address", variables.get("ansible_host", machine)))
+
+
+def superlink_of(device: str, hostvars: Mapping[str, Any], coordinators: list[str]) -> str:
+    """Host and port of the SuperLink as a device reaches it.
+
+    On the coordinator that is the container's name in the lab's Docker network, elsewhere the
+    coordinator's address.
+    """
+    coordinator = coordinators[0]
+    here = machine_of(device, hostvars) == coordinator
+    host = "flowerbed-superlink" if here else address_of(coordinator, hostvars)
+    return f"{host}:{hostvars[coordinator].get('superlink_port', 9092)}"
+
+
 # Classes by what they depend on: going through Ansible's list of hosts again for each device would
 # take longer than all the rest.
 _classes: dict[tuple[tuple[str, int], ...], list[str]] = {}
@@ -82,15 +100,13 @@ def cadvisor_targets(
     """The cAdvisor of each machine, as Prometheus on the coordinator reaches it.
 
     The coordinator's own by the container's name in the lab's Docker network, another machine's by
-    its `lab_address`, by default where Ansible finds it.
+    its address.
     """
 
     def address(machine: str) -> str:
         if machine in coordinators:
             return "flowerbed-cadvisor:8080"
-        variables = hostvars[machine]
-        host = variables.get("lab_address", variables.get("ansible_host", machine))
-        return f"{host}:{variables.get('cadvisor_port', 8080)}"
+        return f"{address_of(machine, hostvars)}:{hostvars[machine].get('cadvisor_port', 8080)}"
 
     return [
         {"job": "cadvisor", "address": address(machine), "labels": {"machine": machine}}
@@ -104,9 +120,11 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """The filters by name."""
         return {
+            "address_of": address_of,
             "cadvisor_targets": cadvisor_targets,
             "class_of": class_of,
             "devices_on": devices_on,
             "machine_of": machine_of,
             "named_in": named_in,
+            "superlink_of": superlink_of,
         }

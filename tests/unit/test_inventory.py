@@ -1,4 +1,4 @@
-"""inventory/local as Ansible resolves it; devices and classes come without a role's help."""
+"""The inventories as Ansible resolves them; devices and classes come without a role's help."""
 
 import json
 import re
@@ -14,6 +14,7 @@ from ansible.module_utils.common.text.formatters import human_to_bytes
 from repository import ROOT, program, texts
 
 LOCAL = ROOT / "inventory/local"
+LAB = ROOT / "inventory/lab"
 DIFFERENT = (
     "device_cpus",
     "device_memory",
@@ -133,3 +134,27 @@ def test_nothing_but_the_inventory_knows_a_device_or_class(local: Inventory) -> 
     known = re.compile(rf"(?<![\w-])(?:{names})(?![\w-])")
     elsewhere = texts("roles", "playbooks", "app/flowerbed", "files")
     assert [name for name, text in elsewhere if known.search(text)] == []
+
+
+def test_the_pattern_of_a_lab_has_boards_of_their_own_and_twenty_phones_on_a_server() -> None:
+    lab = Inventory(LAB)
+    assert len(lab.coordinators) == 1
+    assert set(lab.coordinators) < set(lab.machines)
+    boards = lab.classes["raspberry_pi_4"]
+    assert set(boards) < set(lab.machines)
+    assert not any("device_machine" in lab.variables[board] for board in boards)
+    phones = lab.classes["budget_phone"]
+    assert len(phones) == 20
+    assert {lab.variables[phone]["device_machine"] for phone in phones} == set(lab.coordinators)
+    elsewhere = set(lab.devices) - set(boards)
+    assert {lab.variables[name]["device_machine"] for name in elsewhere} < set(lab.machines)
+
+
+def test_the_pattern_of_a_lab_goes_over_ssh_as_a_user_who_becomes_root() -> None:
+    lab = Inventory(LAB)
+    for machine in lab.machines:
+        variables = lab.variables[machine]
+        assert variables.get("ansible_connection", "ssh") == "ssh"
+        assert variables["ansible_user"] != "root"
+        assert variables["ansible_become"] is True
+        assert "StrictHostKeyChecking" not in str(variables)

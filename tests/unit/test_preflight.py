@@ -161,6 +161,9 @@ BAD = {
         "training_recipe: original", "training_recipe is 'original'", "read on machines", "all.yml"
     ),
     # Values
+    "address_with_port": of_run(
+        "lab_address: server:9092", "lab_address is 'server:9092'", "without port"
+    ),
     "decimal_comma": of_laptop('device_cpus: "0,5"', "device_cpus is '0,5'", "write 0.5 (cores"),
     "yes": of_laptop("device_cpus: yes", "device_cpus is true", "YAML reads yes", "0.01 or more"),
     "nan": of_laptop("device_learning_rate: .nan", "is .nan", "no finite number", "above 0"),
@@ -301,6 +304,15 @@ def test_the_local_inventory_is_good(tmp_path: Path) -> None:
         played = play(ROOT / "inventory/local", *check)
         assert played.code == 0, played.output
         played.assert_nothing_changed()
+
+
+@pytest.mark.parametrize("inventory", ["inventory/lab", "molecule/lab/inventory"])
+def test_the_inventories_of_many_machines_are_good(inventory: str) -> None:
+    """Whatever is wrong with this machine in the place of all of theirs."""
+    here = HERE | {"ansible_become": False}
+    played = play(ROOT / inventory, "-e", json.dumps(here))
+    assert "Wrong in the inventory" not in played.output
+    assert "PLAY [Check the machines]" in played.output, played.output
 
 
 def test_what_is_unusual_may_still_be_good(tmp_path: Path) -> None:
@@ -692,8 +704,9 @@ def test_every_number_has_a_range() -> None:
 
 
 def test_every_rule_is_for_a_variable() -> None:
-    known = settable() | ROLE_VARS["__preflight_of_playbooks"]["training"]
-    assert RULES.keys() - known.keys() == set()
+    of_playbooks = ROLE_VARS["__preflight_of_playbooks"].values()
+    known = settable().keys() | {name for options in of_playbooks for name in options}
+    assert RULES.keys() - known == set()
 
 
 def test_the_specs_defaults_are_good() -> None:
@@ -777,3 +790,23 @@ def test_a_device_has_one_class() -> None:
     assert playbook_filters.class_of(["devices", "phone", "rack"], groups) == "phone"
     with pytest.raises(Exception, match="in no device class"):
         playbook_filters.class_of(["devices", "rack"], groups)
+
+
+def test_devices_find_the_superlink_where_the_inventory_says() -> None:
+    hosts: dict[str, dict[str, Any]] = {
+        "server": {"ansible_host": "192.0.2.1"},
+        "desk": {},
+        "phone": {"device_machine": "server"},
+        "tablet": {"device_machine": "desk"},
+    }
+
+    def found(device: str) -> str:
+        told: str = playbook_filters.superlink_of(device, hosts, ["server"])
+        return told
+
+    assert found("phone") == "flowerbed-superlink:9092"
+    assert found("tablet") == found("desk") == "192.0.2.1:9092"
+    hosts["server"] |= {"lab_address": "server.lan", "superlink_port": 9999}
+    assert found("tablet") == "server.lan:9999"
+    assert found("phone") == "flowerbed-superlink:9999"
+    assert playbook_filters.address_of("desk", hosts) == "desk"

@@ -1,0 +1,224 @@
+"""A lab of three machines over ssh, from nothing to nothing; in this order.
+
+The machines are those of the Molecule scenario lab: one of Debian 12, one that is its own device.
+"""
+
+import csv
+import json
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import DATA, RESULTS, ROOT, Play, Played, program
+
+SCENARIO = ROOT / "molecule/lab"
+EPHEMERAL = ROOT / ".cache/lab-machines"
+RUN = "test-lab"
+GONE, NEW = "phone-2", "phone-3"
+# What a lab might leave behind beside what the engine knows of.
+PLACES = ("/home", "/opt", "/root", "/srv", "/tmp", "/usr/local", "/var/lib")
+NOT_THE_LABS = (
+    r"^/var/lib/(docker|containerd|apt|dpkg|systemd|python|ucf)\b|/\.ansible\b|/systemd-private-"
+)
+
+On = Callable[..., str]
+
+
+def _molecule(action: str) -> None:
+    """Create or remove the machines; Molecule finds ansible-playbook on the PATH."""
+    environment = os.environ | {
+        "PATH": f"{Path(program('molecule')).parent}:{os.environ['PATH']}",
+        "MOLECULE_EPHEMERAL_DIRECTORY": str(EPHEMERAL),
+        "MOLECULE_COMMAND_BORDERS": "false",
+        "FLOWERBED_TEST_DATA": str(DATA),
+    }
+    command = [program("molecule"), action, "-s", "lab"]
+    print(f"\n$ {' '.join(command)}", flush=True)
+    subprocess.run(command, cwd=ROOT, check=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def on() -> On:
+    """Run a command as root on a machine, with ssh as Ansible does."""
+
+    def run(machine: str, *command: str) -> str:
+        ssh = ["ssh", "-F", str(EPHEMERAL / "ssh_config"), machine, shlex.join(["sudo", *command])]
+        return subprocess.run(ssh, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+    return run
+
+
+def _files(on: On, machine: str) -> set[str]:
+    found = on(machine, "find", *PLACES, "-xdev").splitlines()
+    return {path for path in found if not re.search(NOT_THE_LABS, path)}
+
+
+@pytest.fixture(scope="module")
+def found(on: On) -> Iterator[dict[str, set[str]]]:
+    """Three machines, and the files that were on each before anything was done to it."""
+    _molecule("destroy")
+    _molecule("create")
+    files = {machine: _files(on, machine) for machine in ("server", "desk", "pi-1")}
+    yield files
+    _molecule("destroy")
+
+
+@pytest.fixture(scope="module")
+def machines(found: dict[str, set[str]]) -> list[str]:
+    """The same with an engine and the images."""
+    _molecule("prepare")
+    return sorted(found)
+
+
+@pytest.fixture(scope="module")
+def inventory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the scenario's inventory, to be edited."""
+    path = tmp_path_factory.mktemp("lab") / "inventory"
+    subprocess.run(["cp", "-r", str(SCENARIO / "inventory"), str(path)], check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def over_ssh(play: Play, inventory: Path) -> Callable[..., Played]:
+    """Run a playbook on the three machines."""
+    environment = {"ANSIBLE_SSH_ARGS": f"-F {EPHEMERAL}/ssh_config"}
+
+    def run(playbook: str, **variables: Any) -> Played:
+        return play(playbook, inventory=inventory, env=environment, **variables)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def lab(machines: list[str], over_ssh: Callable[..., Played]) -> Played:
+    """site.yml on machines without a lab: deployed and trained."""
+    subprocess.run(["rm", "-rf", str(RESULTS / RUN)], check=True)
+    return over_ssh("site")
+
+
+def _devices(inventory: Path) -> dict[str, dict[str, Any]]:
+    command = [program("ansible-inventory"), "-i", str(inventory), "--list"]
+    listed = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
+    return {
+        device: {"class": group, "machine": device} | listed["_meta"]["hostvars"].get(device, {})
+        for group in listed["devices"]["children"]
+        for device in listed[group]["hosts"]
+    }
+
+
+def _containers(on: On, machine: str) -> dict[str, Any]:
+    """The containers of a machine's lab by name, as the engine describes them."""
+    names = on(machine, "docker", "ps", "-q", "--filter", "label=flowerbed.part").split()
+    described = json.loads(on(machine, "docker", "inspect", *names)) if names else []
+    return {container["Name"].removeprefix("/"): container for container in described}
+
+
+def test_each_device_runs_on_its_machine_with_its_limits(
+    lab: Played, machines: list[str], on: On, inventory: Path
+) -> None:
+    devices = _devices(inventory)
+    assert len(devices) == 6
+    assert len({each["class"] for each in devices.values()}) == 3
+    for machine in machines:
+        running = _containers(on, machine)
+        here = {
+            name: each
+            for name, each in devices.items()
+            if each.get("device_machine", name) == machine
+        }
+        assert here
+        wanted = {f"device-{name}" for name in here} | {"cadvisor"}
+        if machine == "server":
+            wanted |= {"superlink", "serverapp", "metrics", "prometheus"}
+        # Grafana is there where a registry is in reach.
+        assert set(running) - {"flowerbed-grafana"} == {f"flowerbed-{name}" for name in wanted}
+        for name, each in here.items():
+            host = running[f"flowerbed-device-{name}"]["HostConfig"]
+            assert host["NanoCpus"] == round(each.get("device_cpus", 0) * 1e9)
+            memory = int(each.get("device_memory", "0m").removesuffix("m")) * 2**20
+            assert host["Memory"] == memory
+
+
+def test_every_device_took_part_in_every_round(lab: Played, inventory: Path) -> None:
+    with (RESULTS / RUN / "devices.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert {(row["device"], row["round"]) for row in rows} == {
+        (device, number) for device in _devices(inventory) for number in ("1", "2")
+    }
+    assert {row["outcome"] for row in rows} == {"completed"}
+    told = yaml.safe_load((RESULTS / RUN / "run.yml").read_text())
+    for device, each in _devices(inventory).items():
+        assert told["devices"][device]["machine"] == each.get("device_machine", device)
+        assert told["devices"][device]["device_class"] == each["class"]
+    assert len({each["shard"] for each in told["devices"].values()}) == 6
+
+
+def test_the_coordinator_reaches_every_cadvisor(lab: Played, on: On) -> None:
+    code = "import urllib.request as u; print(u.urlopen('http://{}.test:8080/metrics').read().decode())"
+    for machine, device in (("desk", "pi-2"), ("pi-1", "pi-1")):
+        metrics = on("server", "python3", "-c", code.format(machine))
+        assert f'container_label_flowerbed_device="{device}"' in metrics
+
+
+def test_only_what_other_machines_need_is_published(
+    lab: Played, machines: list[str], on: On
+) -> None:
+    needed = {"server": {"flowerbed-superlink"}}
+    for machine in machines:
+        published = {
+            name
+            for name, container in _containers(on, machine).items()
+            for bindings in (container["HostConfig"]["PortBindings"] or {}).values()
+            for binding in bindings
+            if binding["HostIp"] != "127.0.0.1"
+        }
+        assert published == needed.get(machine, {"flowerbed-cadvisor"})
+
+
+def test_a_second_run_changes_nothing(lab: Played, over_ssh: Callable[..., Played]) -> None:
+    played = over_ssh("site")
+    assert played.changed == 0
+    assert f"has trained before ({RUN})" in played.output
+
+
+def test_a_device_comes_and_one_goes(
+    lab: Played, machines: list[str], over_ssh: Callable[..., Played], on: On, inventory: Path
+) -> None:
+    """The newcomer is of the same place in the order of names, so the others keep their shards."""
+    before = {m: _containers(on, m) for m in machines}
+    hosts = yaml.safe_load((inventory / "hosts.yml").read_text())
+    phones = hosts["devices"]["children"]["mid_range_phone"]["hosts"]
+    del phones[GONE]
+    phones[NEW] = {"device_machine": "pi-1"}
+    (inventory / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    over_ssh("site")
+    after = {m: _containers(on, m) for m in machines}
+    assert f"flowerbed-device-{GONE}" not in after["desk"]
+    assert f"flowerbed-device-{NEW}" in after["pi-1"]
+    for machine in machines:
+        for name, container in after[machine].items():
+            if name != f"flowerbed-device-{NEW}":
+                assert container["Id"] == before[machine][name]["Id"], name
+    assert on("desk", "ls", "/var/lib/flowerbed/shards/devices").split() == ["laptop-1", "pi-2"]
+
+
+def test_teardown_leaves_the_machines_as_they_were(
+    lab: Played,
+    machines: list[str],
+    over_ssh: Callable[..., Played],
+    on: On,
+    found: dict[str, set[str]],
+) -> None:
+    over_ssh("teardown", teardown_purge=True)
+    for machine in machines:
+        for listing in (("ps", "-aq"), ("images", "-aq"), ("volume", "ls", "-q")):
+            assert on(machine, "docker", *listing) == "", (machine, listing)
+        networks = on(machine, "docker", "network", "ls", "--format", "{{.Name}}").split()
+        assert sorted(networks) == ["bridge", "host", "none"]
+        assert _files(on, machine) == found[machine]
