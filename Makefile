@@ -7,12 +7,13 @@ ARGS      ?=
 SCENARIO  ?= default docker
 
 bin  = $(abspath $(VENV))/bin
+lab_pytest = $(bin)/python -m pytest --exitfirst --verbose --capture=no
 play = $(bin)/ansible-playbook -i $(INVENTORY) $(ARGS)
 pip  = $(bin)/python -m pip install --quiet --disable-pip-version-check
 # Written when an installation is complete, so that one which broke off is done again.
 control_node = $(VENV)/.control-node-is-ready
 test_tools   = $(VENV)/.test-tools-are-ready
-TIERS        = lint unit app rules role lab-test
+TIERS        = lint unit app rules lab-test
 
 .PHONY: help
 help: ## List the targets
@@ -82,7 +83,7 @@ hadolint: $(test_tools)
 shellcheck: $(test_tools)
 	PATH="$(bin):$$PATH" shellcheck .ci/run tests/app molecule/shared/machine/init
 
-.PHONY: unit images app rules role lab-test
+.PHONY: unit images app rules role lab-test ssh-lab-test
 unit: $(test_tools) ## Test roles, inventory, templates and dashboards (no machine)
 	$(bin)/python -m pytest tests/unit
 
@@ -102,8 +103,11 @@ role: $(test_tools) ## Verify every role on test machines (Docker); SCENARIO=doc
 	  PATH="$(bin):$$PATH" MOLECULE_COMMAND_BORDERS=false molecule test -s "$$scenario" || exit 1; \
 	done
 
-lab-test: $(test_tools) browser ## Deploy, train, disturb and remove labs, local and over ssh (Docker)
-	$(bin)/python -m pytest --exitfirst --verbose --capture=no tests/lab
+lab-test: $(test_tools) browser ## Deploy, train, disturb and remove the local lab (Docker)
+	$(lab_pytest) tests/lab --ignore tests/lab/test_lab_over_ssh.py
+
+ssh-lab-test: $(test_tools) ## The same for three test machines over ssh (Docker)
+	$(lab_pytest) tests/lab/test_lab_over_ssh.py
 
 .PHONY: screenshot
 screenshot: $(test_tools) browser ## Take the README's picture of a run's report, RUN=name
