@@ -276,13 +276,17 @@ def test_a_run_survives_its_faults(
 
     def disturb() -> None:
         try:
+            began = int(time.time())
             eventually(lambda: _status()["run"] == "test-faults", 120, "the run begins")
             eventually(lambda: _status()["state"] == "running", 300, "the run is running")
-            time.sleep(6)
-            _kill(engine, trainer, "flowerbed.trainer")
+            time.sleep(1)
             _kill(engine, supernode, "flower-supernode")
             engine.containers.get(f"flowerbed-device-{container}").kill()
             engine.containers.get(f"flowerbed-device-{container}").start()
+            busy = engine.containers.get(f"flowerbed-device-{trainer}")
+            at_work = b"train, round 1"
+            eventually(lambda: at_work in busy.logs(since=began), 60, f"{trainer} trains")
+            _kill(engine, trainer, "flowerbed.trainer")
             eventually(lambda: _status()["round"] >= 1, 300, "round 1 ends")
             time.sleep(4)
             superlink = engine.containers.get("flowerbed-superlink")

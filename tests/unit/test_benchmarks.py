@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ("rounds", "learning", "memory", "deployment", "watching")
+PAGE = (ROOT / "benchmarks" / "README.md").read_text()
 
 
 @pytest.fixture(autouse=True)

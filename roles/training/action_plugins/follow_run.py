@@ -136,11 +136,13 @@ class Screen:
         self.clear()
         for line in lines:
             display.display(line)
-        if self.live and status["devices"]:
+        if status["state"] in FINAL_STATES or not status["devices"]:
+            return
+        if self.live:
             text = table(status, display.columns)
             self._height = text.count("\n")
             display.display(text, screen_only=True)
-        elif not lines and status["devices"]:
+        elif not lines:
             display.display(sign_of_life(status))
 
 
