@@ -1,5 +1,6 @@
 """The ServerApp: one run from the first device online to the saved model."""
 
+import contextlib
 import logging
 import os
 import time
@@ -24,6 +25,7 @@ from flowerbed.strategies import make_strategy
 app = ServerApp()
 log = logging.getLogger("flwr")
 
+_CONTAINER_LOG = Path("/proc/1/fd/1")
 TEST_SHARD = Path(os.environ.get("FLOWERBED_TEST_SHARD", "/test/shard"))
 _VERSIONS = ("flwr", "flwr-datasets", "tensorflow", "tensorflow-cpu", "keras", "numpy")
 _TIME_BOX = 0.9
@@ -315,14 +317,24 @@ def _log_reply(reply: Reply) -> None:
     )
 
 
+def _log_to_container() -> None:
+    """Flower keeps what an app prints to itself; the container's log is where people look."""
+    with contextlib.suppress(OSError):  # started by hand, the first process is somebody else's
+        handler = logging.StreamHandler(_CONTAINER_LOG.open("a"))
+        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        log.addHandler(handler)
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Check the configuration, then run; a failure is written to the results by its message."""
+    _log_to_container()
     settings = RunSettings.parse(context.run_config)
     recorder = Recorder(settings.run_name, settings.num_server_rounds, settings.round_timeout)
     try:
         strategy = make_strategy(settings.strategy, settings.strategy_parameters)
         Run(settings, strategy, grid, recorder, load_shard(TEST_SHARD)).play()
     except BaseException as error:
+        log.exception("the run has failed")
         recorder.state("failed", str(error) or type(error).__name__)
         raise

@@ -11,7 +11,7 @@ from conftest import RESULTS, Played
 from playwright.sync_api import Browser
 
 REPORT = RESULTS / "test-first/report.html"
-COMPARISON = RESULTS / "test-first-test-faults.html"
+COMPARISON = RESULTS / "test-first-test-watched.html"
 PHONE = 390
 """Width in pixels of a phone held upright."""
 LEAST_LETTER = 8
