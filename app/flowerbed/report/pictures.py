@@ -15,6 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from flowerbed.report.findings import busy_seconds
 from flowerbed.report.record import Record
@@ -124,7 +125,7 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _whole_rounds(axes: Axes, last: int) -> None:
     axes.set_xlim(0, last + 0.15)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("rounds finished")
 
 
@@ -218,7 +219,8 @@ def timeline(record: Record, colours: Colours) -> Markup:
             height, style = _LOOKS[look]
             colour = colours.get(name, INK) if look in ("evaluate", "train") else FAINT
             where = (number - height / 2, height)
-            axes.broken_barh(parts, where, **{"facecolor": colour, "linewidth": 0} | style)
+            looks: dict[str, Any] = {"facecolor": colour, "linewidth": 0} | style
+            axes.broken_barh(parts, where, **looks)
     for entry in record.devices:
         if not busy_seconds(entry):
             begin, seconds = lanes[entry.device]["none"].pop(0)
