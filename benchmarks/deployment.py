@@ -7,7 +7,6 @@ measurement.
 """
 
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -96,19 +95,16 @@ def main() -> None:
     with lab(), tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         few, many = write_inventory(directory, FEW), write_inventory(directory, MANY)
-        play("machines", few, **SETTINGS)  # the images are built, if they are not there
+        # The images are built, if they are not there.
+        play("playbooks/machines.yml", few, **SETTINGS)
         for inventory, devices in ((few, FEW), (many, MANY)):
-            measured("first site.yml", devices, play("site", inventory, **SETTINGS))
-            for _ in range(REPEATS):
-                measured("second site.yml", devices, play("site", inventory, **SETTINGS))
+            for what in ("first site.yml", *["second site.yml"] * REPEATS):
+                measured(what, devices, play("playbooks/site.yml", inventory, **SETTINGS))
         before = application_image()
-        app = str(change_code(directory))
-        started = time.monotonic()
-        command = [str(Path(sys.executable).with_name("ansible-playbook")), "tests/image.yml"]
-        command += ["-i", str(few), "-e", f"images_application_directory={app}"]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-        measured("image rebuilt after a change of code", MANY, time.monotonic() - started)
-        seconds = play("site", many, images_application_directory=app, **SETTINGS)
+        changed = {"images_application_directory": str(change_code(directory))}
+        seconds = play("tests/image.yml", few, **changed)
+        measured("image rebuilt after a change of code", MANY, seconds)
+        seconds = play("playbooks/site.yml", many, **changed, **SETTINGS)
         measured("site.yml after a change of code", MANY, seconds)
         sent = code_layers(engine, before, application_image())
         measured("sent to each machine after a change of code", MANY, sent / 1e6, "MB")

@@ -7,24 +7,23 @@ each seed and round, with the seconds since the run began. Reads results/rounds.
 """
 
 import argparse
-import time
 from statistics import median
 
 import docker
 import picture
 from measure import (
     HERE,
-    ROOT,
     Rows,
+    deploy,
     devices,
     lab,
     markdown,
-    play,
     publish,
     read_rows,
     results,
     say,
     surroundings,
+    train,
     write_rows,
 )
 
@@ -58,14 +57,11 @@ def main() -> None:
     rows: Rows = []
     here = surroundings(engine)
     with lab():
-        for part in ("preflight", "machines", "coordinator", "devices"):
-            play(part, INVENTORY, **DEVICE)
+        deploy(INVENTORY, **DEVICE)
         say(f"{len(devices(engine))} devices; the legacy way needs {box:.0f} s for its rounds")
         for seed in seeds:
-            run = f"benchmark-{time.strftime('%Y%m%d-%H%M%S')}"
             settings = RECIPE | {"training_seed": seed, "training_rounds": ROUNDS}
-            play("train", INVENTORY, training_run=run, **DEVICE, **settings)
-            told = read_rows(ROOT / "results" / run / "rounds.csv")
+            told = read_rows(train(INVENTORY, **DEVICE, **settings) / "rounds.csv")
             begin = float(told[0]["started"])
             for row in told:
                 since = float(row["started"]) - begin + float(row["seconds"])

@@ -40,13 +40,15 @@ def say(text: str) -> None:
 
 
 def play(playbook: str, inventory: Path, **variables: Any) -> float:
-    """Run a playbook and return its seconds; its output is shown when it fails.
+    """Run a playbook, such as playbooks/site.yml, and return its seconds.
+
+    Its output is shown when it fails.
 
     Raises:
         SystemExit: it failed.
     """
     command = [str(Path(sys.executable).with_name("ansible-playbook"))]
-    command += [f"playbooks/{playbook}.yml", "-i", str(inventory)]
+    command += [playbook, "-i", str(inventory)]
     variables = {"training_dataset": str(DATA.resolve()), **variables}
     started = time.monotonic()
     done = subprocess.run(
@@ -58,7 +60,7 @@ def play(playbook: str, inventory: Path, **variables: Any) -> float:
         check=False,
     )
     if done.returncode:
-        sys.exit(f"{done.stdout}\n{playbook}.yml failed: see above")
+        sys.exit(f"{done.stdout}\n{playbook} failed: see above")
     return time.monotonic() - started
 
 
@@ -69,7 +71,7 @@ def lab() -> Iterator[None]:
     Images stay, so that the next benchmark need not build them again.
     """
     aside = HOME.with_name("flowerbed.before-benchmark")
-    play("teardown", ROOT / "inventory" / "local")
+    play("playbooks/teardown.yml", ROOT / "inventory" / "local")
     if aside.exists():  # what is there now is of a benchmark that was broken off
         shutil.rmtree(HOME, ignore_errors=True)
     elif HOME.exists():
@@ -77,10 +79,23 @@ def lab() -> Iterator[None]:
     try:
         yield
     finally:
-        play("teardown", ROOT / "inventory" / "local")
+        play("playbooks/teardown.yml", ROOT / "inventory" / "local")
         shutil.rmtree(HOME, ignore_errors=True)
         if aside.exists():
             aside.rename(HOME)
+
+
+def deploy(inventory: Path, **variables: Any) -> None:
+    """Deploy a lab without training."""
+    for part in ("preflight", "machines", "coordinator", "devices"):
+        play(f"playbooks/{part}.yml", inventory, **variables)
+
+
+def train(inventory: Path, **variables: Any) -> Path:
+    """Train on a lab that stands; return the directory of the results."""
+    run = f"benchmark-{time.strftime('%Y%m%d-%H%M%S')}"
+    play("playbooks/train.yml", inventory, training_run=run, **variables)
+    return ROOT / "results" / run
 
 
 def devices(engine: docker.DockerClient) -> dict[str, Any]:

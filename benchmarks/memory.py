@@ -7,7 +7,6 @@ Images are read from disk as they are needed, so their number matters little; th
 is in results/cost.csv. results/memory.csv has a row for each setting and device.
 """
 
-import time
 from typing import Any
 
 import docker
@@ -24,6 +23,7 @@ from measure import (
     results,
     say,
     surroundings,
+    train,
     watch,
     write_rows,
 )
@@ -49,18 +49,17 @@ def main() -> None:
     here = surroundings(engine)
     with lab():
         for part in ("preflight", "machines", "coordinator"):
-            play(part, INVENTORY, **TRAINING)
+            play(f"playbooks/{part}.yml", INVENTORY, **TRAINING)
         for batch in BATCHES:
             for title, model in MODELS.items():
                 # Deployed anew each time: the peak of a container is of this setting alone.
                 variables = {"device_batch_size": batch, "device_memory": "3g", "device_cpus": 0.9}
                 for container in devices(engine).values():
                     container.remove(force=True)
-                play("devices", INVENTORY, **TRAINING, **variables)
-                run = f"benchmark-{time.strftime('%Y%m%d-%H%M%S')}"
+                play("playbooks/devices.yml", INVENTORY, **TRAINING, **variables)
                 settings = {"training_recipe": "small-images"} | model
                 with watch(devices(engine)) as costs:
-                    play("train", INVENTORY, training_run=run, **TRAINING, **settings)
+                    train(INVENTORY, **TRAINING, **settings)
                 peaks = {name: round(cost.peak / MEBIBYTE) for name, cost in costs.items()}
                 say(f"{title}, batch {batch}: {peaks} MiB")
                 setting = {"model": title, "batch_size": batch}

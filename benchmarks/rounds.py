@@ -9,6 +9,7 @@ round, results/cost.csv one for each device.
 
 import argparse
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -18,15 +19,14 @@ from measure import (
     HERE,
     HOME,
     MEBIBYTE,
-    ROOT,
     Cost,
     Rows,
+    deploy,
     devices,
     journal,
     lab,
     markdown,
     network,
-    play,
     publish,
     read_rows,
     results,
@@ -35,6 +35,7 @@ from measure import (
     spread,
     start,
     surroundings,
+    train,
     wait_for,
     wait_until_healthy,
     watch,
@@ -60,11 +61,22 @@ SUPERNODE = ["flower-supernode", "--insecure", "--superlink", "server:9092", "--
 _PATIENCE = 2400.0
 
 
-def _device(engine: docker.DockerClient, name: str, command: list[str], **more: Any) -> Any:
-    limits = LIMITS[name]
-    shard = HOME / "shards" / "devices" / name
-    cpus, memory = float(str(limits["cpus"])), str(limits["memory"])
-    return start(engine, name, command, cpus=cpus, memory=memory, shard=shard, **more)
+def _devices(
+    engine: docker.DockerClient, command: Callable[[str], list[str]], **more: Any
+) -> dict[str, Any]:
+    """Start both devices with their limits and shards; `command` takes the batch size."""
+    return {
+        name: start(
+            engine,
+            name,
+            command(str(limits["batch"])),
+            cpus=float(str(limits["cpus"])),
+            memory=str(limits["memory"]),
+            shard=HOME / "shards" / "devices" / name,
+            **more,
+        )
+        for name, limits in LIMITS.items()
+    }
 
 
 def _costs(way: str, repeat: int, costs: dict[str, Cost], **more: Any) -> Rows:
@@ -92,15 +104,9 @@ def _rounds(way: str, repeat: int, seconds: list[float]) -> Rows:
 def floor(engine: docker.DockerClient, repeat: int, rounds: int) -> tuple[Rows, Rows]:
     """Both devices at once; a round lasts as long as the slower one's."""
     with network(engine):
-        containers = {
-            name: _device(
-                engine,
-                name,
-                ["python", "/ways/floor.py", str(rounds), str(limits["batch"])],
-                environment={"OMP_NUM_THREADS": "1"},
-            )
-            for name, limits in LIMITS.items()
-        }
+        floor_of = ["python", "/ways/floor.py", str(rounds)]
+        environment = {"OMP_NUM_THREADS": "1"}
+        containers = _devices(engine, lambda batch: [*floor_of, batch], environment=environment)
         with watch(containers) as costs:
             for container in containers.values():
                 wait_for(container, "end", _PATIENCE)
@@ -115,14 +121,8 @@ def legacy(engine: docker.DockerClient, repeat: int, rounds: int) -> tuple[Rows,
         command = ["python", "/ways/legacy.py", "server", str(rounds), str(len(LIMITS))]
         server = start(engine, "server", command)
         time.sleep(20)  # a client that comes before the server gives up
-        containers = {
-            name: _device(
-                engine,
-                name,
-                ["python", "/ways/legacy.py", "client", "server:8080", str(limits["batch"])],
-            )
-            for name, limits in LIMITS.items()
-        }
+        client = ["python", "/ways/legacy.py", "client", "server:8080"]
+        containers = _devices(engine, lambda batch: [*client, batch])
         with watch(containers) as costs:
             wait_for(server, "end", _PATIENCE)
         wait_for(server, "accuracy", 120)
@@ -134,14 +134,7 @@ def plain(engine: docker.DockerClient, repeat: int, rounds: int) -> tuple[Rows, 
     """SuperLink, SuperNodes and `flwr run`, each as its documentation has it."""
     with network(engine):
         server = start(engine, "server", SUPERLINK, environment={"FLWR_HOME": "/tmp/flwr"})  # noqa: S108
-        containers = {
-            name: _device(
-                engine,
-                name,
-                [*SUPERNODE, f"batch-size={limits['batch']}"],
-            )
-            for name, limits in LIMITS.items()
-        }
+        containers = _devices(engine, lambda batch: [*SUPERNODE, f"batch-size={batch}"])
         wait_until_healthy(server)
         configuration = '[superlink.lab]\naddress = "127.0.0.1:9092"\ninsecure = true\n'
         script = f"mkdir -p /tmp/flwr && printf '%s' '{configuration}' > /tmp/flwr/config.toml"
@@ -161,12 +154,10 @@ def flowerbed(engine: docker.DockerClient, repeat: int, rounds: int) -> tuple[Ro
     parts = engine.containers.list(all=True, filters={"label": "flowerbed.part"})
     for container in parts:
         container.start()
-    run = f"benchmark-{time.strftime('%Y%m%d-%H%M%S')}"
     with watch(devices(engine)) as costs:
-        play("train", INVENTORY, training_run=run, training_rounds=rounds)
+        told_in = train(INVENTORY, training_rounds=rounds)
     for container in parts:
         container.stop(timeout=20)
-    told_in = ROOT / "results" / run
     seconds = [float(row["seconds"]) for row in read_rows(told_in / "rounds.csv")]
     told = read_rows(told_in / "devices.csv")
     rows = _costs("flowerbed", repeat, costs)
@@ -221,8 +212,7 @@ def main() -> None:
     costs: Rows = []
     with lab():
         say("deploying the lab (the first time its images are built)")
-        for part in ("preflight", "machines", "coordinator", "devices"):
-            play(part, INVENTORY)
+        deploy(INVENTORY)
         for container in engine.containers.list(filters={"label": "flowerbed.part"}):
             container.stop(timeout=20)
         for repeat in range(1, arguments.repeats + 1):

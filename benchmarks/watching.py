@@ -13,13 +13,14 @@ from measure import (
     MEBIBYTE,
     ROOT,
     Rows,
+    deploy,
     lab,
     markdown,
-    play,
     publish,
     results,
     say,
     surroundings,
+    train,
     watch,
     write_rows,
 )
@@ -34,8 +35,7 @@ def main() -> None:
     engine = docker.from_env()
     here = surroundings(engine)
     with lab():
-        for part in ("preflight", "machines", "coordinator", "devices"):
-            play(part, INVENTORY, **SETTINGS)
+        deploy(INVENTORY, **SETTINGS)
         found = engine.containers.list(filters={"label": "flowerbed.part"})
         watchers = {
             container.labels["flowerbed.part"]: container
@@ -44,7 +44,7 @@ def main() -> None:
         }
         started = time.monotonic()
         with watch(watchers) as costs:
-            play("train", INVENTORY, **SETTINGS)
+            train(INVENTORY, **SETTINGS)
         seconds = time.monotonic() - started
     rows: Rows = [
         {

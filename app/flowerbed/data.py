@@ -68,6 +68,8 @@ class Shard:
     partition: int
     classes: int
     fingerprint: str
+    labels: list[int]
+    """Training images of each class."""
     train_images: NDArray[np.uint8]
     train_labels: NDArray[np.int64]
     test_images: NDArray[np.uint8]
@@ -96,6 +98,7 @@ def load_shard(directory: Path) -> Shard:
         partition=record["partition"],
         classes=record["classes"],
         fingerprint=record["fingerprint"],
+        labels=record["train_labels"],
         **arrays,
     )
 

@@ -137,6 +137,7 @@ class Learner(ABC):
                 f"{self.batch_size}: lower device_batch_size or raise device_data_fraction"
             )
         weights = start = self._check(weights)
+        pull = proximal_mu * self._trainable() if proximal_mu else 0.0
         optimizer = Optimizer(self._optimizer, self._learning_rate, weights.size)
         rng = np.random.default_rng(seed)
         deadline = time.monotonic() + time_limit if time_limit else float("inf")
@@ -151,7 +152,7 @@ class Learner(ABC):
             step = self._step(weights, batch, labels[indices])
             gradient = step.gradient
             if proximal_mu:
-                gradient = gradient + proximal_mu * self._trainable() * (weights - start)
+                gradient = gradient + pull * (weights - start)
             weights = step.weights + optimizer.update(gradient)
             loss += step.loss
             accuracy += step.accuracy

@@ -62,17 +62,17 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
 def _adapt(network: Any, settings: ModelSettings, *, fused: bool) -> Any:
     """The network with the changes of its recipe, and fused normalization if asked for."""
+    small = settings.recipe == "small-images"
 
     def adapt(layer: Any) -> Any:
-        config = layer.get_config()
-        kind = type(layer)
+        config, kind = layer.get_config(), type(layer)
         if isinstance(layer, keras.layers.BatchNormalization):
-            kind = FusedBatchNormalization if fused else kind
-        if settings.recipe == "small-images":
-            if layer.name == _STEM[settings.model]:
-                config["strides"] = (1, 1)
-            elif isinstance(layer, keras.layers.BatchNormalization):
+            if small:
                 config["momentum"] = BATCH_NORM_MOMENTUM
+            if fused:
+                kind = FusedBatchNormalization
+        elif small and layer.name == _STEM[settings.model]:
+            config["strides"] = (1, 1)
         return kind.from_config(config)
 
     return keras.models.clone_model(network, clone_function=adapt)
@@ -119,6 +119,11 @@ def get_weights(model: Any) -> NDArray[np.float32]:
     return np.concatenate([np.ravel(weight.numpy()) for weight in model.weights])
 
 
+def sizes_of(model: Any) -> list[int]:
+    """Length of each of the model's weights in the flat vector."""
+    return [int(np.prod(weight.shape)) for weight in model.weights]
+
+
 def check_weights(model: Any, vector: NDArray[np.float32]) -> NDArray[np.float32]:
     """The vector, fit for the model: moving variances are kept above zero.
 
@@ -127,7 +132,7 @@ def check_weights(model: Any, vector: NDArray[np.float32]) -> NDArray[np.float32
     Raises:
         ValueError: the vector is of another model, by its length.
     """
-    sizes = [int(np.prod(weight.shape)) for weight in model.weights]
+    sizes = sizes_of(model)
     if vector.size != sum(sizes):
         raise ValueError(
             f"{vector.size} weights received, but the model {model.name!r} has {sum(sizes)}: "
@@ -143,7 +148,6 @@ def set_weights(model: Any, vector: NDArray[np.float32]) -> None:
     Raises:
         ValueError: the vector is of another model, by its length.
     """
-    ends = np.cumsum([int(np.prod(weight.shape)) for weight in model.weights])
-    parts = np.split(check_weights(model, vector), ends[:-1])
+    parts = np.split(check_weights(model, vector), np.cumsum(sizes_of(model))[:-1])
     for weight, part in zip(model.weights, parts, strict=True):
         weight.assign(part.reshape(weight.shape))

@@ -14,7 +14,13 @@ import tensorflow as tf
 
 from flowerbed.config import ModelSettings
 from flowerbed.learning import EVALUATION_BATCH, Images, Labels, Learner, Step, Weights
-from flowerbed.model import build_model, check_weights, get_weights, set_weights
+from flowerbed.model import build_model, check_weights, get_weights, set_weights, sizes_of
+
+
+def _judge(probabilities: Any, labels: Any) -> tuple[Any, Any]:
+    """Cross-entropy of each example, and 1 where the answer is right."""
+    losses = keras.losses.sparse_categorical_crossentropy(labels, probabilities)
+    return losses, tf.cast(tf.equal(tf.argmax(probabilities, axis=-1), labels), tf.float32)
 
 
 class NetworkLearner(Learner):
@@ -34,7 +40,7 @@ class NetworkLearner(Learner):
         self._model = self._plain(fused=True)
         self._initial = get_weights(self._model)
         self._shapes = [tuple(weight.shape) for weight in self._model.weights]
-        self._sizes = [int(np.prod(shape)) for shape in self._shapes]
+        self._sizes = sizes_of(self._model)
         place = {id(weight): index for index, weight in enumerate(self._model.weights)}
         self._trained = [place[id(weight)] for weight in self._model.trainable_variables]
         self._moving = [place[id(weight)] for weight in self._model.non_trainable_variables]
@@ -71,20 +77,17 @@ class NetworkLearner(Learner):
             tape.watch(vector)
             pieces = self._pieces(vector)
             probabilities, moved = self._call(pieces, images, training=True)
-            loss = tf.reduce_mean(
-                keras.losses.sparse_categorical_crossentropy(labels, probabilities)
-            )
+            losses, hits = _judge(probabilities, labels)
+            loss = tf.reduce_mean(losses)
         gradient = tape.gradient(loss, vector)  # 0 at the moving statistics
         for index, statistic in zip(self._moving, moved, strict=True):
             pieces[index] = statistic
-        hits = tf.cast(tf.equal(tf.argmax(probabilities, axis=-1), labels), tf.float32)
         flat = tf.concat([tf.reshape(piece, [-1]) for piece in pieces], axis=0)
         return flat, gradient, loss, tf.reduce_mean(hits)
 
     def _score(self, vector: Any, images: Any, labels: Any, mask: Any) -> tuple[Any, Any]:
         probabilities, _ = self._call(self._pieces(vector), images, training=False)
-        losses = keras.losses.sparse_categorical_crossentropy(labels, probabilities)
-        hits = tf.cast(tf.equal(tf.argmax(probabilities, axis=-1), labels), tf.float32)
+        losses, hits = _judge(probabilities, labels)
         return tf.reduce_sum(losses * mask), tf.reduce_sum(hits * mask)
 
     def get_weights(self) -> Weights:
@@ -101,11 +104,9 @@ class NetworkLearner(Learner):
         return check_weights(self._model, weights)
 
     def _trainable(self) -> Weights:
-        trained = set(self._trained)
-        return np.repeat(
-            np.array([index in trained for index in range(len(self._sizes))], np.float32),
-            self._sizes,
-        )
+        trained = np.zeros(len(self._sizes), np.float32)
+        trained[self._trained] = 1
+        return np.repeat(trained, self._sizes)
 
     def _step(self, weights: Weights, images: Images, labels: Labels) -> Step:
         moved, gradient, loss, accuracy = self._gradient_function(weights, images, labels)

@@ -112,7 +112,6 @@ class Run:
         self.fleet = Fleet(grid, self._task(0), settings.device_wait, recorder.online)
         self.grid = _Online(grid, self.fleet)
         self._met: dict[str, Device] = {}
-        self._missing_reported: set[str] = set()
 
     def _task(self, server_round: int, **more: Any) -> dict[str, Any]:
         task = Task(

@@ -74,7 +74,7 @@ class Trainer:
         return {
             "outcome": "completed",
             "shard": self.shard.fingerprint,
-            "labels": np.bincount(self.shard.train_labels, minlength=self.shard.classes).tolist(),
+            "labels": self.shard.labels,
             "metrics": {
                 "num-examples": len(self.shard.train_images),
                 "prepare-seconds": time.monotonic() - started,

@@ -1,9 +1,11 @@
 """What the unit tests have in common: where things are and how they are read."""
 
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -19,6 +21,16 @@ def program(name: str) -> str:
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file, None where there is no such file."""
     return yaml.safe_load(path.read_text()) if path.exists() else None
+
+
+def load(path: Path) -> ModuleType:
+    """A plugin as a module: Ansible finds plugins by directory, not by import."""
+    spec = importlib.util.spec_from_file_location(f"under_test_{path.stem}", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def files(*directories: str) -> list[Path]:

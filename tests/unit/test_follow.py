@@ -1,28 +1,15 @@
 """What a user sees of a run that is under way."""
 
-import importlib.util
 import re
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from repository import ROOT
+from repository import ROOT, load
 
 MEBI = 2**20
 
 
-def _load(path: Path) -> ModuleType:
-    """A plugin as a module: Ansible finds plugins by directory, not by import."""
-    spec = importlib.util.spec_from_file_location(f"under_test_{path.stem}", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-follow_run = _load(ROOT / "roles/training/action_plugins/follow_run.py")
+follow_run = load(ROOT / "roles/training/action_plugins/follow_run.py")
 
 
 def _device(doing: str, **more: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Preflight: bad inventories and machines are refused before any change, with a remedy."""
 
-import importlib.util
 import ipaddress
 import json
 import re
@@ -13,27 +12,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+from repository import ROOT, load, program
 
-ROOT = Path(__file__).parents[2]
 ROLE = ROOT / "roles/preflight"
-PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 WORKERS = 3
 ANY = str(ipaddress.IPv4Address(0))
-
-
-def load(path: Path) -> ModuleType:
-    """A plugin as a module: Ansible finds plugins by directory, not by import."""
-    spec = importlib.util.spec_from_file_location(f"under_test_{path.stem}", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 variables = load(ROLE / "filter_plugins/variable_problems.py")
@@ -71,7 +58,13 @@ class Played:
 def play(inventory: Path, *arguments: str, playbook: str = "preflight") -> Played:
     """Run a playbook as a user does."""
     begin = time.monotonic()
-    command = [str(PLAYBOOK), f"playbooks/{playbook}.yml", "-i", str(inventory), *arguments]
+    command = [
+        program("ansible-playbook"),
+        f"playbooks/{playbook}.yml",
+        "-i",
+        str(inventory),
+        *arguments,
+    ]
     done = subprocess.run(
         command, cwd=ROOT, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

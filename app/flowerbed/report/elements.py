@@ -9,7 +9,7 @@ from markupsafe import Markup
 from flowerbed.report.findings import percent
 from flowerbed.report.pictures import THEME
 
-NOTHING = "-"
+NOTHING = Markup("-")
 
 PAGE = Markup("""\
 <!doctype html>
@@ -121,7 +121,7 @@ def named(name: str, colour: str) -> Markup:
 def bar(share: float | None, colour: str) -> Markup:
     """A share as a number, and as a bar up to the whole."""
     if share is None:
-        return Markup("-")
+        return NOTHING
     return Markup('{}<span class="bar" {}><i style="width: {:.1f}%"></i></span>').format(
         percent(share), _colour(colour), 100 * min(share, 1)
     )
