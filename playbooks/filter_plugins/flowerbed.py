@@ -1,5 +1,6 @@
 """What playbooks derive from the inventory's groups; roles know nothing of groups."""
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -36,16 +37,34 @@ def address_of(machine: str, hostvars: Mapping[str, Any]) -> str:
     return str(variables.get("lab_address", variables.get("ansible_host", machine)))
 
 
-def superlink_of(device: str, hostvars: Mapping[str, Any], coordinators: list[str]) -> str:
-    """Host and port of the SuperLink as a device reaches it.
+def names_of(machine: str, hostvars: Mapping[str, Any], coordinators: list[str]) -> list[str]:
+    """What a machine's certificate is for: its name, its address, and what runs on it.
 
-    On the coordinator that is the container's name in the lab's Docker network, elsewhere the
-    coordinator's address.
+    Returns:
+        Subject alternative names with their kind, as in DNS:name and IP:192.0.2.1.
     """
-    coordinator = coordinators[0]
-    here = machine_of(device, hostvars) == coordinator
-    host = "flowerbed-superlink" if here else address_of(coordinator, hostvars)
-    return f"{host}:{hostvars[coordinator].get('superlink_port', 9092)}"
+    names = [machine, address_of(machine, hostvars), "localhost", "127.0.0.1"]
+    if machine in coordinators:
+        names.append("flowerbed-superlink")
+    return [f"{_kind_of(name)}:{name}" for name in dict.fromkeys(names)]
+
+
+def _kind_of(name: str) -> str:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return "DNS"
+    return "IP"
+
+
+def keys_of(
+    devices: list[str], machines: list[str], hostvars: Mapping[str, Any]
+) -> dict[str, str | None]:
+    """Each device's public key; None where its machine has not been asked (it is out of reach)."""
+    known: dict[str, str] = {}
+    for machine in machines:
+        known |= hostvars[machine].get("certificates_public_keys", {})
+    return {device: known.get(device) for device in sorted(devices)}
 
 
 # Classes by what they depend on: going through Ansible's list of hosts again for each device would
@@ -100,18 +119,20 @@ def cadvisor_targets(
     """The cAdvisor of each machine, as Prometheus on the coordinator reaches it.
 
     The coordinator's own by the container's name in the lab's Docker network, another machine's by
-    its address.
+    its address, where the gate wants to see a certificate.
     """
 
-    def address(machine: str) -> str:
+    def target(machine: str) -> dict[str, Any]:
+        labels = {"machine": machine}
         if machine in coordinators:
-            return "flowerbed-cadvisor:8080"
-        return f"{address_of(machine, hostvars)}:{hostvars[machine].get('cadvisor_port', 8080)}"
+            return {"address": "flowerbed-cadvisor:8080", "labels": labels}
+        port = hostvars[machine].get("cadvisor_port", 8080)
+        return {
+            "address": f"{address_of(machine, hostvars)}:{port}",
+            "labels": labels | {"__scheme__": "https"},
+        }
 
-    return [
-        {"job": "cadvisor", "address": address(machine), "labels": {"machine": machine}}
-        for machine in machines
-    ]
+    return [{"job": "cadvisor", **target(machine)} for machine in machines]
 
 
 class FilterModule:
@@ -124,7 +145,8 @@ class FilterModule:
             "cadvisor_targets": cadvisor_targets,
             "class_of": class_of,
             "devices_on": devices_on,
+            "keys_of": keys_of,
             "machine_of": machine_of,
             "named_in": named_in,
-            "superlink_of": superlink_of,
+            "names_of": names_of,
         }
