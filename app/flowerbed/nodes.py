@@ -2,14 +2,15 @@
 
     python -m flowerbed.nodes RECORD < WANTED
 
-beside the SuperLink. WANTED is a JSON object, from the device's name to its public key; RECORD is
-the file that holds what has been registered, because the SuperLink tells nobody which node has
-which key. Prints what was registered and removed.
+beside the SuperLink. WANTED is a JSON object, from the device's name to its public key, or to null
+where the key is not known now and what is registered stays. RECORD is the file that holds what has
+been registered, because the SuperLink tells nobody which node has which key. Prints what was
+registered and removed.
 """
 
 import contextlib
-import io
 import json
+import os
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -33,20 +34,30 @@ class NodesError(RuntimeError):
 def flwr(*arguments: str) -> dict[str, Any]:
     """Run `flwr supernode`, as on the command line; return its JSON.
 
-    In this process: importing Flower takes seconds, and there may be forty devices.
+    In a fork, which need not import Flower again: that takes seconds, and there may be forty
+    devices.
 
     Raises:
         NodesError: it failed.
     """
     from flwr.cli.app import app
 
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        app(["supernode", *arguments, "--format", "json"], prog_name="flwr")
+    out, told_to = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(told_to, sys.stdout.fileno())
+        with contextlib.suppress(BaseException):  # its end is told in what it has printed
+            app(["supernode", *arguments, "--format", "json"], prog_name="flwr")
+        sys.stdout.flush()
+        os._exit(0)
+    os.close(told_to)
+    with open(out) as file:
+        text = file.read()
+    os.waitpid(child, 0)
     try:
-        told: dict[str, Any] = json.loads(out.getvalue())
+        told: dict[str, Any] = json.loads(text)
     except json.JSONDecodeError:
-        raise NodesError(f"flwr supernode {arguments[0]}: {out.getvalue()!r}") from None
+        raise NodesError(f"flwr supernode {arguments[0]}: {text!r}") from None
     if not told.get("success"):
         raise NodesError(f"flwr supernode {arguments[0]}: {told.get('error-message', told)}")
     return told
@@ -60,7 +71,7 @@ def register(device: str, key: str) -> str:
         return str(flwr("register", file.name, "--name", device)["node-id"])
 
 
-def hold(record: Path, wanted: dict[str, str]) -> dict[str, list[str]]:
+def hold(record: Path, wanted: dict[str, str | None]) -> dict[str, list[str]]:
     """Register devices that are not, remove those that are not wanted or have another key.
 
     The record is written after each, so that it is right wherever this is broken off.
@@ -68,10 +79,9 @@ def hold(record: Path, wanted: dict[str, str]) -> dict[str, list[str]]:
     Raises:
         NodesError: the SuperLink refused.
     """
-    known = {d: Node(**told) for d, told in json.loads(record.read_text()).items()} if (
-        record.exists()
-    ) else {}
-    listed = {node["node-id"] for node in flwr("list")["nodes"]}
+    told = json.loads(record.read_text()) if record.exists() else {}
+    known = {device: Node(**node) for device, node in told.items()}
+    listed = {node["node-id"] for node in flwr("list")["nodes"] if node["status"] != "unregistered"}
 
     def write() -> None:
         draft = record.with_suffix(".draft")
@@ -80,15 +90,18 @@ def hold(record: Path, wanted: dict[str, str]) -> dict[str, list[str]]:
 
     changed: dict[str, list[str]] = {"registered": [], "removed": []}
     for device, node in sorted(known.items()):
-        if wanted.get(device) == node.key and node.node_id in listed:
+        right = device in wanted and wanted[device] in (node.key, None)
+        if right and node.node_id in listed:
             continue
         if node.node_id in listed:
             flwr("unregister", node.node_id)
         del known[device]
         write()
         changed["removed"].append(device)
-    for device in sorted(wanted.keys() - known.keys()):
-        known[device] = Node(wanted[device], register(device, wanted[device]))
+    for device, key in sorted(wanted.items()):
+        if device in known or key is None:
+            continue
+        known[device] = Node(key, register(device, key))
         write()
         changed["registered"].append(device)
     return changed
