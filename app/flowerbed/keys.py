@@ -7,7 +7,6 @@ the public ones to DIRECTORY/public.json. Flower wants keys of a NIST curve in O
 """
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -40,8 +39,10 @@ def keep_keys(directory: Path, devices: list[str]) -> dict[str, str]:
             made = ec.generate_private_key(ec.SECP384R1())
             draft = path.with_suffix(".draft")
             draft.unlink(missing_ok=True)
-            with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o400), "wb") as file:
-                file.write(made.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+            draft.touch(mode=0o600)
+            draft.write_bytes(
+                made.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+            )
             draft.replace(path)
         key = load_ssh_private_key(path.read_bytes(), None).public_key()
         public[device] = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()

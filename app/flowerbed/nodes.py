@@ -51,7 +51,7 @@ def flwr(*arguments: str) -> dict[str, Any]:
         sys.stdout.flush()
         os._exit(0)
     os.close(told_to)
-    with open(out) as file:
+    with os.fdopen(out) as file:
         text = file.read()
     os.waitpid(child, 0)
     try:
