@@ -751,8 +751,14 @@ def test_ranges_are_those_of_the_app() -> None:
 
 def test_strategies_are_those_of_the_app() -> None:
     source = (ROOT / "app/flowerbed/strategies/__init__.py").read_text()
-    listed = re.findall(r"^    flower\.(\w+),$", source, re.MULTILINE)
-    assert RULES["training_strategy"]["choices"] == sorted(name.lower() for name in listed)
+    listed = re.findall(r"^    (?:flower\.)?([A-Z]\w+),$", source, re.MULTILINE)
+    choices = settable()["training_strategy"]["choices"]
+    assert choices == sorted(name.lower() for name in listed)
+
+
+def test_partitioners_are_those_of_the_role() -> None:
+    told = settable()["training_partitioner"]["choices"]
+    assert told == OPTIONS["shards"]["shards_partitioner"]["choices"]
 
 
 def test_what_playbooks_set_is_found() -> None:
