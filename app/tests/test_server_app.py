@@ -102,6 +102,7 @@ def _play(
     shards: Path,
     delays: dict[int, list[float]],
     strategy: str,
+    *,
     rounds: int = 3,
     timeout: float = 20.0,
     **parameters: Any,
@@ -180,7 +181,7 @@ def test_flowers_strategies_wait_for_all_until_the_timeout(tmp_path: Path, shard
 
 
 def test_a_run_that_nobody_answers_fails(tmp_path: Path, shards: Path) -> None:
-    with pytest.raises(RoundError, match="round 1: no device returned a model .d1: timeout"):
+    with pytest.raises(RoundError, match=r"round 1: no device returned a model \(d1: timeout"):
         _play(tmp_path, shards, {1: [60.0]}, "fedavg", timeout=1.0)
 
 
