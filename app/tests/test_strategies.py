@@ -189,7 +189,7 @@ def test_a_round_asks_one_tier() -> None:
 def test_utility_is_oorts() -> None:
     """100 examples with losses of 3 and 4 by halves; 20 s where 10 are preferred."""
     statistical = 100 * math.sqrt((9 + 16) / 2)
-    told = {"since": 2, "server_round": 5, "preferred": 10.0, "penalty": 2.0}
+    told: dict[str, Any] = {"since": 2, "server_round": 5, "preferred": 10.0, "penalty": 2.0}
     uncertain = math.sqrt(0.1 * math.log(5) / 2)
     assert utility(statistical, seconds=10, **told) == pytest.approx(statistical + uncertain)
     assert utility(statistical, seconds=20, **told) == pytest.approx((statistical + uncertain) / 4)

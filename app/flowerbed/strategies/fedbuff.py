@@ -34,9 +34,9 @@ def buffered_update(
         rate: the server's learning rate.
     """
     scale = 1 / np.sqrt(1 + staleness) / len(models)
-    return np.where(
-        trainable, now + rate * (scale @ (models - starts)), now + scale @ (models - now)
-    )
+    trained = now + rate * (scale @ (models - starts))
+    updated: NDArray[Any] = np.where(trainable, trained, now + scale @ (models - now))
+    return updated
 
 
 class FedBuff(Selective):

@@ -37,7 +37,8 @@ def normalised_mean(
     """
     share = examples / examples.sum()
     update = (share * steps).sum() * ((share / steps) @ (models - start))
-    return np.where(trainable, start + update, share @ models)
+    mean: NDArray[Any] = np.where(trainable, start + update, share @ models)
+    return mean
 
 
 class Paced(Selective):
