@@ -178,6 +178,9 @@ BAD = {
         'device_memory: "{{ 1000 m }}"', "device_memory is '{{ 1000 m }}'", "cannot be resolved"
     ),
     "strategy": of_run("training_strategy: fedavgg", "is 'fedavgg'", "write fedavg (of bulyan"),
+    "partitioner": of_run(
+        "training_partitioner: dirichlets", "is 'dirichlets'", "write dirichlet (of iid"
+    ),
     "run": of_run("training_run: ../mine", "training_run is '../mine'", "letters, digits"),
     "port": of_run("cadvisor_port: 80800", "cadvisor_port is 80800", "from 1 to 65535"),
     "one_port_twice": of_run(
@@ -757,7 +760,7 @@ def test_strategies_are_those_of_the_app() -> None:
 
 
 def test_partitioners_are_those_of_the_role() -> None:
-    told = settable()["training_partitioner"]["choices"]
+    told = ROLE_VARS["__preflight_of_playbooks"]["training"]["training_partitioner"]["choices"]
     assert told == OPTIONS["shards"]["shards_partitioner"]["choices"]
 
 
