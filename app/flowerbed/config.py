@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
@@ -121,5 +121,13 @@ class Task(ModelSettings):
     seed: int = 0
     time_limit: Annotated[float, Field(ge=0)] = 0.0
     """Seconds of training after which partial work is returned; 0: none."""
+    fill_time: bool = False
+    """Train on after the local epochs, until the time limit."""
     proximal_mu: Annotated[float, Field(ge=0)] = 0.0
     """Weight of FedProx's proximal term (Li et al. 2020, https://arxiv.org/abs/1812.06127)."""
+
+    @model_validator(mode="after")
+    def _time_to_fill(self) -> Self:
+        if self.fill_time and not self.time_limit:
+            raise ValueError("fill-time needs a time-limit, or training would not end")
+        return self

@@ -10,6 +10,7 @@ read them with `load_shard` and never import the data-set libraries.
 import csv
 import gzip
 import hashlib
+import inspect
 import json
 import shutil
 import sys
@@ -53,7 +54,12 @@ class Plan(BaseModel):
     """Used, loudly, where the hub cannot be reached."""
     examples: Annotated[int, Field(ge=0)] = 0
     """Training images that are dealt out to all devices together; 0: all."""
-    partitioner: Literal["iid"] = "iid"
+    partitioner: Literal["iid", "dirichlet", "pathological", "shard", "linear", "exponential"] = (
+        "iid"
+    )
+    """Of flwr_datasets.partitioner; linear and exponential deal by size, in the devices' order."""
+    partitioner_parameters: dict[str, Any] = {}
+    """Arguments of its constructor; the label, the number and the seed are the plan's."""
     partitions: Annotated[int, Field(ge=1)]
     seed: int
     devices: list[DeviceShare]
@@ -224,20 +230,71 @@ def _to_arrays(dataset: Any) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 # --- dealing them out --------------------------------------------------------------------------
 
 
-def _partitioner(plan: Plan) -> Any:
-    from flwr_datasets.partitioner import IidPartitioner
+_OF_THE_PLAN = ("self", "num_partitions", "partition_by", "seed", "shuffle")
 
-    return IidPartitioner(num_partitions=plan.partitions)
+
+def _partitioner(plan: Plan, label: str) -> Any:
+    """The partitioner of a plan.
+
+    Args:
+        label: name of the column that is dealt by.
+    """
+    from flwr_datasets import partitioner
+
+    cls = getattr(partitioner, f"{plan.partitioner.capitalize()}Partitioner")
+    known = inspect.signature(cls.__init__).parameters
+    settable = {name: known[name] for name in known if name not in _OF_THE_PLAN}
+    given = plan.partitioner_parameters
+    has = f"it has {', '.join(sorted(settable)) or 'none'}"
+    if unknown := sorted(set(given) - set(settable)):
+        raise DatasetError(
+            f"training_partitioner_parameters: {plan.partitioner} has no {', '.join(unknown)}; "
+            f"{has}"
+        )
+    needed = {name for name, value in settable.items() if value.default is value.empty}
+    if missing := sorted(needed - set(given)):
+        raise DatasetError(
+            f"training_partitioner_parameters: {plan.partitioner} needs {', '.join(missing)}; {has}"
+        )
+    own = {"num_partitions": plan.partitions, "partition_by": label, "seed": plan.seed}
+    return cls(**{name: value for name, value in own.items() if name in known}, **given)
+
+
+def _deal(plan: Plan, train: Any) -> list[Any]:
+    """The partitions of the plan's devices, in their order."""
+    try:
+        partitioner = _partitioner(plan, _columns(train)[1])
+        partitioner.dataset = train
+        return [partitioner.load_partition(share.partition) for share in plan.devices]
+    except (ValueError, TypeError) as error:
+        raise DatasetError(
+            f"training_partitioner = {plan.partitioner} with {plan.partitioner_parameters} cannot "
+            f"deal {len(train)} images to {plan.partitions} devices: {error}"
+        ) from None
+
+
+def _check_sizes(plan: Plan, partitions: list[Any]) -> None:
+    """Refuse shares that leave nothing to train or nothing to test.
+
+    Raises:
+        DatasetError: naming every device that has one.
+    """
+    small = [
+        f"device {share.device}: device_data_fraction = {share.fraction} leaves {kept} of "
+        f"{len(partition)} images"
+        for share, partition in zip(plan.devices, partitions, strict=True)
+        if (kept := round(len(partition) * share.fraction)) < FEWEST_IMAGES
+    ]
+    if small:
+        raise DatasetError(
+            f"{'; '.join(small)}; at least {FEWEST_IMAGES} are needed. The images are dealt out by "
+            f"training_partitioner = {plan.partitioner}"
+        )
 
 
 def _share(partition: Any, share: DeviceShare, seed: int) -> dict[str, NDArray[Any]]:
     """A device's share of its partition, split into training and local test."""
     kept = partition.shuffle(seed=seed).select(range(round(len(partition) * share.fraction)))
-    if len(kept) < FEWEST_IMAGES:
-        raise DatasetError(
-            f"device {share.device}: device_data_fraction = {share.fraction} leaves "
-            f"{len(kept)} of {len(partition)} images, at least {FEWEST_IMAGES} are needed"
-        )
     split = kept.train_test_split(LOCAL_TEST_SHARE, seed=seed)
     train_images, train_labels = _to_arrays(split["train"])
     test_images, test_labels = _to_arrays(split["test"])
@@ -262,10 +319,10 @@ def prepare(plan: Plan, output: Path) -> dict[str, Any]:
     train = train.shuffle(seed=plan.seed)
     if plan.examples:
         train = train.select(range(min(plan.examples, len(train))))
-    partitioner = _partitioner(plan)
-    partitioner.dataset = train
-    for share in plan.devices:
-        arrays = _share(partitioner.load_partition(share.partition), share, plan.seed)
+    partitions = _deal(plan, train)
+    _check_sizes(plan, partitions)
+    for share, partition in zip(plan.devices, partitions, strict=True):
+        arrays = _share(partition, share, plan.seed)
         record = _write_shard(output / "devices" / share.device, arrays, share.partition, classes)
         manifest["shards"][share.device] = record
         print(f"{share.device}: {record['train_examples']} images", flush=True)

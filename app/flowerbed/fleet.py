@@ -15,12 +15,16 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from flowerbed.config import DeviceSettings
+from flowerbed.results import MODEL_OUTCOMES
 
 log = logging.getLogger("flwr")
 
 POLL_INTERVAL = 0.5
 """Seconds between looks for replies; Grid.send_and_receive takes 3."""
 _NODE_INTERVAL = 2.0
+_MARGIN = 10.0
+"""Seconds by which a message outlives its time here: when Flower's ends, it answers for the device
+with an error like others."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Device:
     examples: int
     labels: tuple[int, ...]
     """Training images of each class."""
+    examples_per_second: float
+    """How fast it trains, measured when it introduced itself."""
 
     @property
     def name(self) -> str:
@@ -59,24 +65,53 @@ class Times:
     """From the trainer's end until the server had read the reply."""
 
 
-@dataclass
-class Reply:
-    """What became of one message.
+@dataclass(frozen=True)
+class Flight:
+    """A message on its way, and the reply that is to come.
 
     Attributes:
-        outcome: completed, partial, out_of_memory, timeout, offline or error.
-        sent, received: seconds of the monotonic clock; received is the round's end where
-            nothing came.
+        server_round: round that the message is of.
+        sent, expires: seconds of the monotonic clock.
     """
 
     device: Device
-    outcome: str
+    server_round: int
     sent: float
+    expires: float
+
+
+@dataclass
+class Reply:
+    """What became of one message. There is one of each message, whatever happens.
+
+    Attributes:
+        outcome: one of `flowerbed.results.OUTCOMES`.
+        received: seconds of the monotonic clock; where nothing came, when it was given up.
+    """
+
+    flight: Flight
+    outcome: str
     received: float
     reason: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     times: Times = field(default_factory=Times)
     message: Message | None = None
+
+    @property
+    def device(self) -> Device:
+        """Who was asked."""
+        return self.flight.device
+
+    @property
+    def seconds(self) -> float:
+        """From the message to its reply."""
+        return self.received - self.flight.sent
+
+    @property
+    def model(self) -> Message | None:
+        """The reply itself, where it brought a model that counts."""
+        brought = self.message is not None and "arrays" in self.message.content
+        return self.message if brought and self.outcome in MODEL_OUTCOMES else None
 
 
 class MissingDevicesError(RuntimeError):
@@ -104,25 +139,51 @@ def divide(seconds: float, since_started: float, metrics: dict[str, float]) -> T
     return Times(receive, queue, evaluate, train, transport - receive)
 
 
-def _read_reply(device: Device, sent: float, message: Message) -> Reply:
+def _read_reply(flight: Flight, message: Message) -> Reply:
     now = time.monotonic()
     if message.has_error():
         offline = message.error.code == _NODE_UNAVAILABLE
         reason = message.error.reason or f"Flower error {message.error.code}"
-        return Reply(device, "offline" if offline else "error", sent, now, reason)
+        return Reply(flight, "offline" if offline else "error", now, reason)
     content = message.content
     told = content.config_records["outcome"]
     del content["outcome"]
-    reply = Reply(device, str(told["outcome"]), sent, now, str(told["reason"]), message=message)
+    reply = Reply(flight, str(told["outcome"]), now, str(told["reason"]), message=message)
     if "metrics" in content.metric_records:
         record = content.metric_records["metrics"]
         reply.metrics = {key: float(value) for key, value in record.items()}
-        reply.times = divide(now - sent, time.time() - float(told["started"]), reply.metrics)
+        reply.times = divide(reply.seconds, time.time() - float(told["started"]), reply.metrics)
     return reply
 
 
+class Available(Grid):
+    """The grid as strategies see it: only devices that may be asked now.
+
+    Args:
+        devices: online, known, and not at work on an earlier message.
+    """
+
+    def __init__(self, grid: Grid, devices: list[Device]) -> None:
+        self._grid = grid
+        self.devices = devices
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Their nodes."""
+        return [device.node_id for device in self.devices]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._grid, name)
+
+
+# Strategies only ask who is there; the rest of the interface stays the grid's own.
+Available.__abstractmethods__ = frozenset()
+
+
 class Fleet:
-    """Devices that are online, and the exchange of messages with them.
+    """Devices that are online, and the messages that are on their way to and from them.
+
+    A message is on its way until it is answered, given up or expired, over as many rounds as that
+    takes. A device has one at a time.
 
     Args:
         prepare: configuration of the message that asks a new node who it is.
@@ -146,6 +207,8 @@ class Fleet:
         self._online: set[int] = set()
         self._left: set[int] = set()
         self._questions: dict[str, int] = {}
+        self._flights: dict[str, Flight] = {}
+        self._settled: list[Reply] = []
         self._next_nodes = 0.0
 
     # --- who is there ---------------------------------------------------------------------
@@ -154,6 +217,11 @@ class Fleet:
         """Devices that are online and have introduced themselves, by name."""
         here = [self._devices[node] for node in self._online if node in self._devices]
         return sorted(here, key=lambda device: device.name)
+
+    def free(self) -> list[Device]:
+        """Those of them that are not at work on a message."""
+        busy = {flight.device.node_id for flight in self._flights.values()}
+        return [device for device in self.online() if device.node_id not in busy]
 
     def refresh(self) -> None:
         """Look for new nodes, ask them who they are, and read what others have answered."""
@@ -170,6 +238,7 @@ class Fleet:
         for message in self._pull(self._questions):
             node = self._questions.pop(message.metadata.reply_to_message_id)
             self._introduce(node, message)
+        self._settle()
         names = {device.name for device in self.online()}
         if names != self._names:
             self._names = names
@@ -184,6 +253,7 @@ class Fleet:
             log.warning("node %d is not ready: %s", node, told["outcome"]["reason"])
             return
         settings = DeviceSettings.model_validate(json.loads(str(told["device"]["settings"])))
+        metrics = message.content.metric_records["metrics"]
         # A device that came back has a new node; its old one will never answer.
         for old, device in list(self._devices.items()):
             if device.name == settings.device:
@@ -194,15 +264,16 @@ class Fleet:
             node_id=node,
             settings=settings,
             shard=str(told["device"]["shard"]),
-            examples=int(message.content.metric_records["metrics"]["num-examples"]),
+            examples=int(metrics["num-examples"]),
             labels=tuple(told["device"]["labels"]),
+            examples_per_second=float(metrics["examples-per-second"]),
         )
         log.info("%s is ready (%s)", settings.device, settings.device_class)
 
     def wait_for(
         self, names: Iterable[str], timeout: float, progress: Callable[[str], None]
     ) -> None:
-        """Wait until all of `names` (or, if none are given, any device) are ready.
+        """Wait until all of `names` (or, if none are given, any device) are free to be asked.
 
         Raises:
             MissingDevicesError: after `timeout` seconds.
@@ -212,7 +283,7 @@ class Fleet:
         known = -1
         while True:
             self.refresh()
-            ready = {device.name for device in self.online()}
+            ready = {device.name for device in self.free()}
             if ready >= wanted and ready:
                 return
             if len(ready) != known:
@@ -230,46 +301,61 @@ class Fleet:
     # --- messages -------------------------------------------------------------------------
 
     def _push(self, messages: list[Message]) -> list[str]:
-        return [str(message_id) for message_id in self._grid.push_messages(messages)]
+        return [str(message_id or "") for message_id in self._grid.push_messages(messages)]
 
     def _pull(self, pending: Iterable[str]) -> Iterable[Message]:
         ids = list(pending)
         return self._grid.pull_messages(ids) if ids else ()
 
-    def exchange(
-        self,
-        messages: Iterable[Message],
-        timeout: float,
-        on_reply: Callable[[Reply], None],
-    ) -> list[Reply]:
-        """Send messages to devices and wait for what becomes of each, at most `timeout` seconds.
+    def flights(self) -> list[Flight]:
+        """The messages that are on their way."""
+        return list(self._flights.values())
 
-        A device that comes back as another node while it is waited for is `offline`: the old
-        node's answer will not come.
-        """
-        messages = list(messages)
-        sent = time.monotonic()
-        addressed = [self._devices[message.metadata.dst_node_id] for message in messages]
-        pending = dict(zip(self._push(messages), addressed, strict=True))
-        replies: list[Reply] = []
+    def send(self, messages: Iterable[Message], server_round: int, ttl: float) -> list[Flight]:
+        """Send messages of a round to devices that are free; they expire after `ttl` seconds."""
+        # Flower's strategies leave time to live and group open.
+        addressed = [
+            Message(
+                message.content,
+                message.metadata.dst_node_id,
+                message.metadata.message_type,
+                ttl=ttl + _MARGIN,
+                group_id=str(server_round),
+            )
+            for message in messages
+        ]
+        now = time.monotonic()
+        flights = [
+            Flight(self._devices[message.metadata.dst_node_id], server_round, now, now + ttl)
+            for message in addressed
+        ]
+        for message_id, flight in zip(self._push(addressed), flights, strict=True):
+            if message_id:
+                self._flights[message_id] = flight
+            else:
+                self._settled.append(Reply(flight, "offline", now, "Flower knows it no more"))
+        return flights
 
-        def settle(message_id: str, reply: Reply) -> None:
-            del pending[message_id]
-            replies.append(reply)
-            on_reply(reply)
+    def _settle(self) -> None:
+        """Read the replies that are there, and give up those that will not come."""
+        for message in self._pull(self._flights):
+            flight = self._flights.pop(message.metadata.reply_to_message_id)
+            self._settled.append(_read_reply(flight, message))
+        now = time.monotonic()
+        for message_id, flight in list(self._flights.items()):
+            if flight.device.node_id not in self._devices:
+                # Its old node's answer will not come.
+                reply = Reply(flight, "offline", now, "came back anew")
+            elif now >= flight.expires:
+                patience = flight.expires - flight.sent
+                reply = Reply(flight, "timeout", now, f"no answer in {patience:.0f} s")
+            else:
+                continue
+            del self._flights[message_id]
+            self._settled.append(reply)
 
-        while pending and time.monotonic() < sent + timeout:
-            for message in self._pull(pending):
-                message_id = message.metadata.reply_to_message_id
-                settle(message_id, _read_reply(pending[message_id], sent, message))
-            self.refresh()
-            for message_id, device in list(pending.items()):
-                if device.node_id not in self._devices:
-                    now = time.monotonic()
-                    settle(message_id, Reply(device, "offline", sent, now, "came back anew"))
-            if pending:
-                time.sleep(POLL_INTERVAL)
-        for message_id, device in list(pending.items()):
-            now = time.monotonic()
-            settle(message_id, Reply(device, "timeout", sent, now, f"no answer in {timeout:.0f} s"))
+    def collect(self) -> list[Reply]:
+        """What has become of messages since the last time, each once."""
+        self.refresh()
+        replies, self._settled = self._settled, []
         return replies

@@ -3,16 +3,17 @@
 Weights are one flat vector everywhere: in messages, in the optimizer and in the steps.
 """
 
+import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowerbed.optimizer import Optimizer, OptimizerName
+from flowerbed.optimizer import Optimizer, OptimizerName, effective_steps
 
 EVALUATION_BATCH = 128
 
@@ -36,9 +37,13 @@ class Training:
 
     weights: Weights
     loss: float
+    rms_loss: float
+    """Root of the mean square of the examples' losses."""
     accuracy: float
     examples: int
     steps: int
+    effective_steps: float
+    """See `flowerbed.optimizer.effective_steps`."""
     partial: bool
     """Whether the time was up before the last epoch ended."""
 
@@ -52,6 +57,8 @@ class Step:
     gradient: Weights
     """Of `loss`."""
     loss: float
+    squared_loss: float
+    """Mean of the squares of its examples' losses."""
     accuracy: float
 
 
@@ -96,9 +103,9 @@ class Learner(ABC):
     def _evaluate(self, weights: Weights, images: Images, labels: Labels) -> tuple[float, float]:
         """Sum of cross-entropies, and number of right answers; at most EVALUATION_BATCH images."""
 
-    def _trainable(self) -> Weights | float:
-        """1 where a weight is trained and 0 where it is not."""
-        return 1.0
+    def trainable(self) -> Weights:
+        """1 where a weight is trained, and 0 where it is a statistic that passes leave behind."""
+        return np.ones_like(self.get_weights())
 
     def evaluate(self, weights: Weights, images: Images, labels: Labels) -> Evaluation:
         """Evaluate `weights` on uint8 images (n, height, width, channels) and labels (n,)."""
@@ -119,6 +126,7 @@ class Learner(ABC):
         epochs: int = 1,
         seed: int = 0,
         time_limit: float = 0.0,
+        fill_time: bool = False,
         proximal_mu: float = 0.0,
     ) -> Training:
         """Train from `weights` with a fresh optimizer.
@@ -126,6 +134,7 @@ class Learner(ABC):
         Args:
             images: uint8 (n, height, width, channels), n at least the batch size.
             time_limit: seconds after which training stops where it is; 0: no limit.
+            fill_time: go on after the last epoch until then.
             proximal_mu: weight of FedProx's proximal term, which keeps the model near `weights`.
 
         Raises:
@@ -137,16 +146,16 @@ class Learner(ABC):
                 f"{self.batch_size}: lower device_batch_size or raise device_data_fraction"
             )
         weights = start = self._check(weights)
-        pull = proximal_mu * self._trainable() if proximal_mu else 0.0
+        pull = proximal_mu * self.trainable() if proximal_mu else 0.0
         optimizer = Optimizer(self._optimizer, self._learning_rate, weights.size)
         rng = np.random.default_rng(seed)
         deadline = time.monotonic() + time_limit if time_limit else float("inf")
-        loss = accuracy = 0.0
+        loss = squared_loss = accuracy = 0.0
         steps = 0
-        partial = False
-        for indices in batches(len(images), self.batch_size, epochs, rng):
+        for indices in batches(
+            len(images), self.batch_size, itertools.count() if fill_time else range(epochs), rng
+        ):
             if steps and time.monotonic() >= deadline:
-                partial = True
                 break
             batch = flip(images[indices], rng) if self._flips else images[indices]
             step = self._step(weights, batch, labels[indices])
@@ -155,15 +164,20 @@ class Learner(ABC):
                 gradient = gradient + pull * (weights - start)
             weights = step.weights + optimizer.update(gradient)
             loss += step.loss
+            squared_loss += step.squared_loss
             accuracy += step.accuracy
             steps += 1
         return Training(
             weights=weights,
             loss=loss / steps,
+            rms_loss=(squared_loss / steps) ** 0.5,
             accuracy=accuracy / steps,
             examples=steps * self.batch_size,
             steps=steps,
-            partial=partial,
+            effective_steps=effective_steps(
+                self._optimizer, self._learning_rate, steps, proximal_mu
+            ),
+            partial=steps < epochs * (len(images) // self.batch_size),
         )
 
 
@@ -173,9 +187,11 @@ def flip(images: Images, rng: np.random.Generator) -> Images:
     return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
-def batches(examples: int, batch: int, epochs: int, rng: np.random.Generator) -> Iterator[Any]:
+def batches(
+    examples: int, batch: int, epochs: Iterable[int], rng: np.random.Generator
+) -> Iterator[Any]:
     """Indices of full batches; what does not fill one is left out, differently each epoch."""
-    for _ in range(epochs):
+    for _ in epochs:
         order = rng.permutation(examples)
         for start in range(0, examples - batch + 1, batch):
             # Sorted: the images are memory-mapped, and the order within a batch means nothing.

@@ -44,20 +44,27 @@ class LinearLearner(Learner):
         return exponents / exponents.sum(axis=1, keepdims=True)
 
     @staticmethod
-    def _score(probabilities: Any, labels: Labels) -> tuple[float, float]:
-        """Sum of cross-entropies, and number of right answers."""
+    def _score(probabilities: Any, labels: Labels) -> tuple[NDArray[np.float32], float]:
+        """Cross-entropy of each example, and number of right answers."""
         right = np.clip(probabilities[np.arange(len(labels)), labels], 1e-7, 1)
-        return float(-np.log(right).sum()), float((probabilities.argmax(axis=1) == labels).sum())
+        return -np.log(right), float((probabilities.argmax(axis=1) == labels).sum())
 
     def _step(self, weights: Weights, images: Images, labels: Labels) -> Step:
         pixels = scale(images)
         probabilities = self._probabilities(weights, pixels)
-        loss, hits = self._score(probabilities, labels)
+        losses, hits = self._score(probabilities, labels)
         errors = probabilities
         errors[np.arange(len(labels)), labels] -= 1
         errors /= len(labels)
         gradient = np.concatenate([(pixels.T @ errors).ravel(), errors.sum(axis=0)])
-        return Step(weights, gradient, loss / len(labels), hits / len(labels))
+        return Step(
+            weights,
+            gradient,
+            loss=float(losses.mean()),
+            squared_loss=float(np.square(losses).mean()),
+            accuracy=hits / len(labels),
+        )
 
     def _evaluate(self, weights: Weights, images: Images, labels: Labels) -> tuple[float, float]:
-        return self._score(self._probabilities(weights, scale(images)), labels)
+        losses, hits = self._score(self._probabilities(weights, scale(images)), labels)
+        return float(losses.sum()), hits

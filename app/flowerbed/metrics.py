@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from flowerbed.results import RESULTS, read_status
+from flowerbed.results import OUTCOMES, RESULTS, read_status
 
 RUN_METRICS = {
     "model_accuracy": ("accuracy", "Accuracy, mean over devices weighted by examples."),
@@ -45,8 +45,8 @@ ROUND_METRICS = {
     "flowerbed_round_aggregate_seconds": ("aggregate_seconds", "Its part for aggregation."),
     "flowerbed_round_evaluate_seconds": ("evaluate_seconds", "Its part for central evaluation."),
     "flowerbed_round_examples": ("examples", "Examples trained on in it by all devices."),
-    "flowerbed_round_devices": ("devices", "Devices that returned a model in it."),
-    "flowerbed_round_failed": ("failed", "Devices that did not."),
+    "flowerbed_round_devices": ("devices", "Models that were aggregated in it."),
+    "flowerbed_round_failed": ("failed", "Devices that had returned none when it was closed."),
 }
 """Metric name: column of rounds.csv, help."""
 
@@ -59,7 +59,7 @@ DEVICE_METRICS = {
     "flowerbed_device_evaluate_seconds": ("evaluate_seconds", "Evaluation in the last round."),
     "flowerbed_device_train_seconds": ("train_seconds", "Training in the last round."),
     "flowerbed_device_send_seconds": ("send_seconds", "From there until the reply was read."),
-    "flowerbed_device_wait_seconds": ("wait_seconds", "Idle until the last round's last reply."),
+    "flowerbed_device_wait_seconds": ("wait_seconds", "Idle until the last round was closed."),
     "flowerbed_device_bytes_received": ("bytes_received", "Arrays received in the last round."),
     "flowerbed_device_bytes_sent": ("bytes_sent", "Arrays sent in the last round."),
     "flowerbed_device_examples": ("examples", "Examples trained on in the last round."),
@@ -72,7 +72,6 @@ DEVICE_METRICS = {
 """Metric name: column of devices.csv, help."""
 
 DEVICE_LABELS = ("device", "device_class")
-OUTCOMES = ("completed", "partial", "out_of_memory", "timeout", "offline", "error")
 INFO_LABELS = (
     "machine",
     "cpus",

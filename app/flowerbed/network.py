@@ -72,7 +72,7 @@ class NetworkLearner(Learner):
         )
         return probabilities, moved
 
-    def _gradient(self, vector: Any, images: Any, labels: Any) -> tuple[Any, Any, Any, Any]:
+    def _gradient(self, vector: Any, images: Any, labels: Any) -> tuple[Any, ...]:
         with tf.GradientTape() as tape:
             tape.watch(vector)
             pieces = self._pieces(vector)
@@ -83,7 +83,7 @@ class NetworkLearner(Learner):
         for index, statistic in zip(self._moving, moved, strict=True):
             pieces[index] = statistic
         flat = tf.concat([tf.reshape(piece, [-1]) for piece in pieces], axis=0)
-        return flat, gradient, loss, tf.reduce_mean(hits)
+        return flat, gradient, loss, tf.reduce_mean(tf.square(losses)), tf.reduce_mean(hits)
 
     def _score(self, vector: Any, images: Any, labels: Any, mask: Any) -> tuple[Any, Any]:
         probabilities, _ = self._call(self._pieces(vector), images, training=False)
@@ -103,14 +103,15 @@ class NetworkLearner(Learner):
     def _check(self, weights: Weights) -> Weights:
         return check_weights(self._model, weights)
 
-    def _trainable(self) -> Weights:
+    def trainable(self) -> Weights:
+        """See `Learner`: 0 at the moving statistics of normalization."""
         trained = np.zeros(len(self._sizes), np.float32)
         trained[self._trained] = 1
         return np.repeat(trained, self._sizes)
 
     def _step(self, weights: Weights, images: Images, labels: Labels) -> Step:
-        moved, gradient, loss, accuracy = self._gradient_function(weights, images, labels)
-        return Step(moved.numpy(), gradient.numpy(), float(loss), float(accuracy))
+        moved, gradient, *means = self._gradient_function(weights, images, labels)
+        return Step(moved.numpy(), gradient.numpy(), *map(float, means))
 
     def _evaluate(self, weights: Weights, images: Images, labels: Labels) -> tuple[float, float]:
         # A batch that is not full is filled up: another shape would be compiled anew.

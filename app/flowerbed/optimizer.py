@@ -19,6 +19,25 @@ _ADAM = (0.9, 0.999, 1e-7)
 """Decay of the two moments and epsilon, as in Keras."""
 
 
+def effective_steps(
+    name: OptimizerName, rate: float, steps: int, proximal_mu: float = 0.0
+) -> float:
+    """How many steps of plain SGD a device's steps amount to.
+
+    FedNova's norm of the local accumulation vector (Wang et al. 2020,
+    https://arxiv.org/abs/2007.07481), for any optimizer: how far the steps carry a weight whose
+    gradient stays 1, over the learning rate.
+
+    Args:
+        proximal_mu: of FedProx's term, which pulls back what has gone far.
+    """
+    optimizer = Optimizer(name, rate, 1)
+    moved = np.zeros(1, np.float32)
+    for _ in range(steps):
+        moved += optimizer.update(1 + proximal_mu * moved)
+    return float(-moved[0] / rate)
+
+
 class Optimizer:
     """SGD with Nesterov momentum, or Adam (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980).
 

@@ -23,6 +23,11 @@ CURRENT = "current"
 """A file beside the runs that names the newest one."""
 FINAL_STATES = ("completed", "failed")
 
+MODEL_OUTCOMES = ("completed", "partial")
+"""Those of a device that has returned a model for its round."""
+OUTCOMES = (*MODEL_OUTCOMES, "late", "out_of_memory", "timeout", "offline", "error")
+"""What may become of a device in a round; `late` is a model that came when its round was over."""
+
 
 @dataclass
 class RoundRow:
@@ -45,8 +50,11 @@ class RoundRow:
     aggregate_seconds: float
     evaluate_seconds: float
     examples: int
+    """Behind the models that were aggregated in it."""
     devices: int
+    """Models that were aggregated in it."""
     failed: int
+    """Devices that were not there, or were asked and had returned none when it was closed."""
     slowest_device: str
     slowest_seconds: float
 
@@ -55,14 +63,21 @@ class RoundRow:
 class DeviceRow:
     """One device in one round; see `flowerbed.fleet.Times` for its parts.
 
-    For a device that has answered, they and the round's other parts add up to the round.
+    For a device that has answered in time, they and the round's other parts add up to the round.
+    The examples of a round in rounds.csv are the sum of those whose `aggregated` is that round.
     """
 
     round: int
+    """In which the device was asked."""
+    started: float
+    """Seconds of the wall clock (Unix) at which it was."""
     device: str
     device_class: str
     outcome: str
     reason: str
+    aggregated: int | None
+    """Round in which its model was aggregated: a later one where strategies wait for nobody. None:
+    in none."""
     examples: int
     receive_seconds: float
     queue_seconds: float
@@ -70,7 +85,7 @@ class DeviceRow:
     train_seconds: float
     send_seconds: float
     wait_seconds: float
-    """Idle from its reply to the last device's."""
+    """Idle from its reply until it was asked again, or a round was closed."""
     bytes_received: int
     """Size of the message's arrays."""
     bytes_sent: int
@@ -181,14 +196,19 @@ class Recorder:
             write(self.directory / "rounds.csv", _csv(RoundRow, self.rounds))
         self._save()
 
-    def finish_round(self, row: RoundRow, device_rows: list[DeviceRow]) -> None:
-        """Record a finished round with all of its devices."""
-        self.rounds.append(row)
-        self.devices.extend(device_rows)
+    def settle(self, device_rows: Iterable[DeviceRow]) -> None:
+        """Record what has become of devices that were asked."""
         for device_row in device_rows:
+            self.devices.append(device_row)
             entry = self._status["devices"][device_row.device]
             entry["last"] = asdict(device_row)
             entry["outcomes"][device_row.outcome] = entry["outcomes"].get(device_row.outcome, 0) + 1
+        write(self.directory / "devices.csv", _csv(DeviceRow, self.devices))
+        self._save()
+
+    def finish_round(self, row: RoundRow, device_rows: Iterable[DeviceRow]) -> None:
+        """Record a finished round, and what became of devices in the course of it."""
+        self.rounds.append(row)
         self._status |= {
             "round": row.round,
             "central_accuracy": row.central_accuracy,
@@ -196,8 +216,7 @@ class Recorder:
         }
         self._status["history"].append(asdict(row))
         write(self.directory / "rounds.csv", _csv(RoundRow, self.rounds))
-        write(self.directory / "devices.csv", _csv(DeviceRow, self.devices))
-        self._save()
+        self.settle(device_rows)
 
     def describe(self, description: Mapping[str, Any]) -> None:
         """Write run.yml: `description`, and under `lab` what the inventory told of the lab."""

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from flwr.serverapp.strategy import Strategy
 from flowerbed.client_app import WEIGHTS
 from flowerbed.config import RunSettings, Task
 from flowerbed.data import Shard, load_shard
-from flowerbed.fleet import Device, Fleet, Reply
-from flowerbed.results import DeviceRow, Recorder, RoundRow
-from flowerbed.strategies import make_strategy
+from flowerbed.fleet import POLL_INTERVAL, Available, Device, Fleet, Flight, Reply
+from flowerbed.results import MODEL_OUTCOMES, DeviceRow, Recorder, RoundRow
+from flowerbed.strategies import make_strategy, pacing_of
 
 app = ServerApp()
 log = logging.getLogger("flwr")
@@ -37,24 +37,6 @@ class RoundError(RuntimeError):
     """A round brought nothing to aggregate; the message says what became of each device."""
 
 
-class _Online(Grid):
-    """The grid as strategies see it: only devices that are online and known."""
-
-    def __init__(self, grid: Grid, fleet: Fleet) -> None:
-        self._grid = grid
-        self._fleet = fleet
-
-    def get_node_ids(self) -> Iterable[int]:
-        return [device.node_id for device in self._fleet.online()]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._grid, name)
-
-
-# Strategies only ask who is there; the rest of the interface stays the grid's own.
-_Online.__abstractmethods__ = frozenset()
-
-
 def _mean(replies: list[Reply], key: str) -> float | None:
     """Mean of a metric over replies that have it, weighted by the test examples behind it."""
     told = [(r.metrics[key], r.metrics["eval-examples"]) for r in replies if key in r.metrics]
@@ -64,20 +46,28 @@ def _mean(replies: list[Reply], key: str) -> float | None:
     return float(np.average(values, weights=weights))
 
 
-def _device_row(server_round: int, reply: Reply, end: float) -> DeviceRow:
+def _device_row(reply: Reply, aggregated: int | None, resumed: float) -> DeviceRow:
+    """A device's row.
+
+    Args:
+        aggregated: round in which its model was.
+        resumed: when it was asked again or the round was closed, by the monotonic clock.
+    """
     metrics = reply.metrics
     train = reply.times.train_seconds
     examples = int(metrics["num-examples"]) if train else 0
     return DeviceRow(
-        round=server_round,
+        round=reply.flight.server_round,
+        started=reply.flight.sent + time.time() - time.monotonic(),
         device=reply.device.name,
         device_class=reply.device.settings.device_class,
         outcome=reply.outcome,
         reason=reply.reason,
+        aggregated=aggregated,
         examples=examples,
         **asdict(reply.times),
         # A device that is not there does not wait.
-        wait_seconds=max(0.0, end - reply.received) if reply.message else 0.0,
+        wait_seconds=max(0.0, resumed - reply.received) if reply.message else 0.0,
         bytes_received=int(metrics.get("bytes-received", 0)),
         bytes_sent=int(metrics.get("bytes-sent", 0)),
         examples_per_second=examples / train if train else 0.0,
@@ -86,6 +76,36 @@ def _device_row(server_round: int, reply: Reply, end: float) -> DeviceRow:
         train_loss=metrics.get("train-loss"),
         train_accuracy=metrics.get("train-accuracy"),
     )
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """What went to devices and came back from them in a round."""
+
+    asked: list[Flight]
+    replies: list[Reply]
+    """All that came, those to earlier messages too."""
+    working: list[Flight]
+    """Messages of the round that nobody waits for any more."""
+    end: float
+
+    def rows(self, server_round: int) -> list[DeviceRow]:
+        """A row a reply."""
+        return [
+            _device_row(
+                reply,
+                server_round if reply.model else None,
+                min(
+                    (
+                        flight.sent
+                        for flight in self.asked
+                        if flight.device.name == reply.device.name and flight.sent >= reply.received
+                    ),
+                    default=self.end,
+                ),
+            )
+            for reply in self.replies
+        ]
 
 
 class Run:
@@ -103,6 +123,7 @@ class Run:
 
         self.settings = settings
         self.strategy = strategy
+        self.pacing = pacing_of(strategy)
         self.recorder = recorder
         self.test = test
         self.learner = NetworkLearner(
@@ -110,7 +131,8 @@ class Run:
         )
         self.weights = self.learner.get_weights()
         self.fleet = Fleet(grid, self._task(0), settings.device_wait, recorder.online)
-        self.grid = _Online(grid, self.fleet)
+        self.grid = grid
+        self.pacing.begin(self.learner.trainable() > 0, settings.seed)
         self._met: dict[str, Device] = {}
 
     def _task(self, server_round: int, **more: Any) -> dict[str, Any]:
@@ -148,78 +170,116 @@ class Run:
     def _arrays(self) -> ArrayRecord:
         return ArrayRecord({WEIGHTS: Array(self.weights)})
 
-    def _configure(self, server_round: int) -> list[Message]:
+    def _ask(self, server_round: int, devices: list[Device]) -> list[Flight]:
+        """Send devices what the strategy wants of them, and tell those who watch."""
+        self._meet()
         config = ConfigRecord(
             self._task(server_round, time_limit=self.settings.round_timeout * _TIME_BOX)
         )
-        configured = self.strategy.configure_train(server_round, self._arrays(), config, self.grid)
-        # Flower's strategies leave time to live and group open; a message that outlives its
-        # round would be worked on for nothing.
-        return [
-            Message(
-                message.content,
-                message.metadata.dst_node_id,
-                message.metadata.message_type,
-                ttl=self.settings.round_timeout,
-                group_id=str(server_round),
-            )
-            for message in configured
-        ]
+        messages = self.strategy.configure_train(
+            server_round, self._arrays(), config, Available(self.grid, devices)
+        )
+        return self._send(messages, server_round)
 
-    def _absent(self) -> list[Reply]:
+    def _send(self, messages: Iterable[Message], server_round: int) -> list[Flight]:
+        flights = self.fleet.send(messages, server_round, self.settings.round_timeout)
+        self.recorder.doing([flight.device.name for flight in flights], "working")
+        return flights
+
+    def _absent(self, server_round: int) -> list[Reply]:
         """Known devices that are not online when the round begins."""
         now = time.monotonic()
         online = {device.name for device in self.fleet.online()}
         return [
-            Reply(device, "offline", now, now, "not online when the round began")
+            Reply(
+                Flight(device, server_round, now, now),
+                "offline",
+                now,
+                "not online when the round began",
+            )
             for name, device in self._met.items()
             if name not in online
         ]
 
-    def _exchange(self, messages: list[Message]) -> list[Reply]:
-        """Send messages and wait for the replies, and tell those who watch."""
-
-        def replied(reply: Reply) -> None:
-            done = reply.outcome in ("completed", "partial")
+    def _collect(self, server_round: int, counting: int) -> list[Reply]:
+        """Replies that have come; those to messages of rounds before `counting` are late."""
+        replies = self.fleet.collect()
+        for reply in replies:
+            if reply.model and reply.flight.server_round < counting:
+                reply.outcome, reply.reason = "late", f"answered in round {server_round}"
+            self.pacing.observe(reply)
+            done = reply.outcome in MODEL_OUTCOMES
             self.recorder.doing([reply.device.name], "waiting" if done else reply.outcome)
             _log_reply(reply)
+        return replies
 
-        names = {device.node_id: device.name for device in self.fleet.online()}
-        self.recorder.doing([names[m.metadata.dst_node_id] for m in messages], "working")
-        return self.fleet.exchange(messages, self.settings.round_timeout, replied)
+    def _exchange(self, server_round: int) -> _Exchange:
+        """Ask devices and collect replies until the strategy has what it wants."""
+        pacing = self.pacing
+        counting = 0 if pacing.asynchronous else server_round
+        asked = self._ask(server_round, self.fleet.free())
+        deadline = time.monotonic() + min(pacing.patience(), self.settings.round_timeout)
+        replies: list[Reply] = []
+        while True:
+            now = time.monotonic()
+            replies += self._collect(server_round, counting)
+            working = [f for f in self.fleet.flights() if f.server_round >= counting]
+            models = sum(reply.model is not None for reply in replies)
+            if pacing.is_over(models, len(working)) or now >= deadline:
+                left = [] if pacing.asynchronous else working
+                return _Exchange(asked, replies, left, time.monotonic())
+            if pacing.asynchronous:
+                # One that has failed would fail again at once: it is asked in the next round.
+                failed = {reply.device.name for reply in replies if not reply.model}
+                free = [d for d in self.fleet.free() if d.name not in failed]
+                asked += self._ask(server_round, free) if free else []
+            time.sleep(min(POLL_INTERVAL, max(0.0, deadline - time.monotonic())))
 
-    def play_round(self, server_round: int) -> None:
-        """Configure, exchange, aggregate, evaluate, record.
+    def _aggregate(self, server_round: int, exchange: _Exchange) -> list[Reply]:
+        """Aggregate what has come; the weights stay as they are where nothing has.
 
         Raises:
-            RoundError: no device returned a model.
+            RoundError: and nobody is at work any more.
+        """
+        useful = [reply for reply in exchange.replies if reply.model]
+        if useful:
+            arrays, _ = self.strategy.aggregate_train(server_round, [r.model for r in useful])
+            if arrays is not None:
+                self.weights = np.asarray(arrays[WEIGHTS].numpy(), np.float32)
+        elif not self.fleet.flights():
+            became = "; ".join(f"{r.device.name}: {r.outcome} {r.reason}" for r in exchange.replies)
+            raise RoundError(f"round {server_round}: no device returned a model ({became})")
+        else:
+            log.warning("round %d: no device returned a model in time", server_round)
+        return useful
+
+    def play_round(self, server_round: int) -> None:
+        """Ask devices, collect their models, aggregate, evaluate, record.
+
+        Raises:
+            RoundError: no device returned a model, and none will.
         """
         settings = self.settings
+        # Where all are at work on earlier messages, they come back or their messages expire.
+        self.fleet.wait_for((), settings.device_wait + settings.round_timeout, log.info)
         started, begin = time.time(), time.monotonic()
         self.recorder.begin_round(started)
-        if not self.fleet.online():
-            self.fleet.wait_for((), settings.device_wait, log.info)
         self._meet()
-        absent = self._absent()
-        messages = self._configure(server_round)
-        configured = time.monotonic()
-        replies = self._exchange(messages)
-        exchanged = time.monotonic()
-        self.recorder.device_accuracy(_mean(replies, "eval-accuracy"), _mean(replies, "eval-loss"))
-        useful = [r for r in replies if r.message is not None and "arrays" in r.message.content]
-        if not useful:
-            became = "; ".join(f"{r.device.name}: {r.outcome} {r.reason}" for r in replies)
-            raise RoundError(f"round {server_round}: no device returned a model ({became})")
-        arrays, _ = self.strategy.aggregate_train(
-            server_round, [r.message for r in useful if r.message is not None]
-        )
-        if arrays is not None:
-            self.weights = np.asarray(arrays[WEIGHTS].numpy(), np.float32)
+        absent = self._absent(server_round)
+        exchange = self._exchange(server_round)
+        configured = exchange.asked[0].sent if exchange.asked else begin
+        fresh = [r for r in exchange.replies if r.flight.server_round == server_round]
+        if (accuracy := _mean(fresh, "eval-accuracy")) is not None:
+            self.recorder.device_accuracy(accuracy, _mean(fresh, "eval-loss"))
+        useful = self._aggregate(server_round, exchange)
         aggregated = time.monotonic()
         central_accuracy, central_loss = self._evaluate_centrally()
         end = time.monotonic()
-        slowest = max(replies, key=lambda reply: reply.received)
-        rows = [_device_row(server_round, reply, exchanged) for reply in [*replies, *absent]]
+        current = exchange.replies if self.pacing.asynchronous else fresh
+        waited_for = [(r.seconds, r.device.name) for r in current]
+        waited_for += [(exchange.end - f.sent, f.device.name) for f in exchange.working]
+        slowest_seconds, slowest_device = max(waited_for, default=(0.0, ""))
+        absent_rows = [_device_row(reply, None, reply.received) for reply in absent]
         row = RoundRow(
             round=server_round,
             started=started,
@@ -229,16 +289,16 @@ class Run:
             central_loss=central_loss,
             seconds=end - begin,
             configure_seconds=configured - begin,
-            devices_seconds=exchanged - configured,
-            aggregate_seconds=aggregated - exchanged,
+            devices_seconds=exchange.end - configured,
+            aggregate_seconds=aggregated - exchange.end,
             evaluate_seconds=end - aggregated,
-            examples=sum(row.examples for row in rows),
+            examples=sum(int(reply.metrics["num-examples"]) for reply in useful),
             devices=len(useful),
-            failed=len(rows) - len(useful),
-            slowest_device=slowest.device.name,
-            slowest_seconds=slowest.received - slowest.sent,
+            failed=len(current) - len(useful) + len(exchange.working) + len(absent),
+            slowest_device=slowest_device,
+            slowest_seconds=slowest_seconds,
         )
-        self.recorder.finish_round(row, rows)
+        self.recorder.finish_round(row, [*exchange.rows(server_round), *absent_rows])
         log.info(
             "round %d/%d: accuracy %.4f, loss %.4f, %.1f s, slowest %s (%.1f s)",
             server_round,
@@ -251,15 +311,31 @@ class Run:
         )
 
     def evaluate_on_devices(self) -> None:
-        """The closing exchange: the final model on the devices' test splits."""
+        """The closing exchange: the final model on the test splits of the devices that are free.
+
+        Models that come meanwhile, or not at all, are late.
+        """
+        closing = self.settings.num_server_rounds + 1
         config = ConfigRecord(self._task(self.settings.num_server_rounds))
         content = RecordDict({"arrays": self._arrays(), "config": config})
-        messages = [
-            Message(content, device.node_id, MessageType.EVALUATE, ttl=self.settings.round_timeout)
-            for device in self.fleet.online()
-        ]
-        replies = self._exchange(messages)
-        accuracy, loss = _mean(replies, "eval-accuracy"), _mean(replies, "eval-loss")
+        self.fleet.refresh()
+        asked = self._send(
+            [
+                Message(content, device.node_id, MessageType.EVALUATE)
+                for device in self.fleet.free()
+            ],
+            closing,
+        )
+        replies = self._collect(closing, closing)
+        while any(flight.server_round == closing for flight in self.fleet.flights()):
+            time.sleep(POLL_INTERVAL)
+            replies += self._collect(closing, closing)
+        now = time.monotonic()
+        evaluated = [reply for reply in replies if reply.flight in asked]
+        late = [reply for reply in replies if reply.flight not in asked]
+        late += [Reply(f, "late", now, "at work when the run ended") for f in self.fleet.flights()]
+        self.recorder.settle(_device_row(reply, None, now) for reply in late)
+        accuracy, loss = _mean(evaluated, "eval-accuracy"), _mean(evaluated, "eval-loss")
         if accuracy is not None:
             self.recorder.device_accuracy(accuracy, loss)
 
@@ -311,7 +387,7 @@ def _log_reply(reply: Reply) -> None:
         "%s: %s after %.1f s%s",
         reply.device.name,
         reply.outcome,
-        reply.received - reply.sent,
+        reply.seconds,
         f" ({reply.reason})" if reply.reason else "",
     )
 

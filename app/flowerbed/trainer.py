@@ -26,6 +26,9 @@ from flowerbed.quota import read_quota
 
 log = logging.getLogger("flowerbed.trainer")
 
+_MEASURED = 1.0
+"""Seconds of training from which a device's speed is known before its first round."""
+
 
 class Trainer:
     """One device's shard and the learners it has been asked for, compiled and kept."""
@@ -67,16 +70,30 @@ class Trainer:
         one_step = 1e-9
         learner.train(weights, shard.train_images, shard.train_labels, time_limit=one_step)
 
-    def prepare(self, task: Task, device: DeviceSettings) -> dict[str, Any]:
-        """Compile what the run will need; answer with the shard's size and fingerprint."""
+    def _speed(self, learner: Learner) -> float:
+        """Examples trained on a second, measured."""
+        weights, shard = learner.get_weights(), self.shard
         started = time.monotonic()
-        self._learner_for(task, device)
+        trained = learner.train(
+            weights,
+            shard.train_images,
+            shard.train_labels,
+            time_limit=_MEASURED,
+            fill_time=True,
+        )
+        return trained.examples / (time.monotonic() - started)
+
+    def prepare(self, task: Task, device: DeviceSettings) -> dict[str, Any]:
+        """Compile what the run will need; answer with the shard and how fast it is trained on."""
+        started = time.monotonic()
+        speed = self._speed(self._learner_for(task, device))
         return {
             "outcome": "completed",
             "shard": self.shard.fingerprint,
             "labels": self.shard.labels,
             "metrics": {
                 "num-examples": len(self.shard.train_images),
+                "examples-per-second": speed,
                 "prepare-seconds": time.monotonic() - started,
             },
         }
@@ -111,14 +128,17 @@ class Trainer:
             epochs=device.local_epochs,
             seed=_seed(task, self.shard.partition),
             time_limit=task.time_limit,
+            fill_time=task.fill_time,
             proximal_mu=task.proximal_mu,
         )
         answer["outcome"] = "partial" if result.partial else "completed"
         answer["metrics"] |= {
             "num-examples": result.examples,
             "train-loss": result.loss,
+            "train-loss-rms": result.rms_loss,
             "train-accuracy": result.accuracy,
             "train-steps": result.steps,
+            "effective-steps": result.effective_steps,
             "train-seconds": time.monotonic() - started,
         }
         return answer, result.weights.tobytes()

@@ -54,5 +54,7 @@ def test_no_limit_has_two_spellings(device_settings: dict[str, Any]) -> None:
 def test_settings_survive_the_journey(device_settings: dict[str, Any]) -> None:
     device = DeviceSettings.parse(device_settings)
     assert DeviceSettings.parse(device.as_config()) == device
+    with pytest.raises(SettingsError, match="fill-time needs a time-limit"):
+        Task.parse({"fill-time": True})
     task = Task(server_round=3, seed=1, time_limit=2.5)
     assert Task.parse(task.as_config()) == task

@@ -104,6 +104,57 @@ def test_a_directory_without_parquet_is_refused(tmp_path: Path, plan: dict[str, 
         prepare(Plan.model_validate(plan | {"dataset": str(tmp_path)}), tmp_path)
 
 
+PARTITIONERS: dict[str, dict[str, Any]] = {
+    "iid": {},
+    "dirichlet": {"alpha": 0.5},
+    "pathological": {"num_classes_per_partition": 3, "class_assignment_mode": "deterministic"},
+    "shard": {"num_shards_per_partition": 2},
+    "linear": {},
+    "exponential": {},
+}
+
+
+@pytest.mark.parametrize("name", PARTITIONERS)
+def test_every_partitioner_deals_each_image_once_and_alike(
+    name: str, parquet: Path, tmp_path: Path
+) -> None:
+    plan = _plan(parquet, partitioner=name, partitioner_parameters=PARTITIONERS[name])
+    first = prepare(plan, tmp_path / "first")["shards"]
+    held = [_reds(tmp_path / "first/devices" / device) for device in first]
+    assert sum(map(len, held)) == len(set.union(*held))
+    assert prepare(plan, tmp_path / "again")["shards"] == first
+
+
+def test_dirichlet_shards_differ_in_labels_and_linear_ones_in_size(
+    parquet: Path, tmp_path: Path
+) -> None:
+    def labels(name: str) -> np.ndarray:
+        plan = _plan(parquet, partitioner=name, partitioner_parameters=PARTITIONERS[name])
+        shards = prepare(plan, tmp_path / name)["shards"].values()
+        return np.array([shard["train_labels"] for shard in shards])
+
+    assert np.ptp(labels("dirichlet"), axis=0).mean() > 2 * np.ptp(labels("iid"), axis=0).mean()
+    np.testing.assert_array_equal(labels("linear").sum(axis=1), [16, 32, 48, 64])
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "said"),
+    [
+        ("dirichlet", {}, "dirichlet needs alpha; it has alpha, min_partition_size"),
+        ("iid", {"alpha": 1}, "iid has no alpha; it has none"),
+        ("pathological", {"num_classes_per_partition": 11}, "cannot deal 200 images to 4 devices"),
+        ("exponential", {}, "device d0: device_data_fraction = 0.5 leaves 3 of 6 images"),
+    ],
+)
+def test_what_a_partitioner_cannot_do_is_one_error(
+    name: str, parameters: dict[str, Any], said: str, parquet: Path, tmp_path: Path
+) -> None:
+    devices = [{"device": "d0", "partition": 0, "fraction": 0.5}]
+    plan = _plan(parquet, partitioner=name, partitioner_parameters=parameters, devices=devices)
+    with pytest.raises(DatasetError, match=said):
+        prepare(plan, tmp_path)
+
+
 def test_a_share_with_nothing_left_is_refused(parquet: Path, tmp_path: Path) -> None:
     plan = _plan(parquet, devices=[{"device": "d0", "partition": 0, "fraction": 0.02}])
     with pytest.raises(DatasetError, match=r"device d0: device_data_fraction = 0\.02"):

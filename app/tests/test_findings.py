@@ -8,7 +8,7 @@ from flowerbed.report import findings
 from flowerbed.report.findings import find, held_up, in_words, waiting
 from flowerbed.report.record import Record
 from flowerbed.report.usage import Usage, size
-from flowerbed.results import DeviceRow, RoundRow
+from flowerbed.results import OUTCOMES, DeviceRow, RoundRow
 
 MEBI = 2**20
 
@@ -47,6 +47,8 @@ def _row(
         device_class="phone",
         outcome=outcome,
         reason=reason,
+        started=1001.0 + 25 * number,
+        aggregated=number if busy else None,
         examples=100 if busy else 0,
         receive_seconds=0.2 * busy,
         queue_seconds=0.1 * busy,
@@ -233,3 +235,10 @@ def test_rounds_in_words(numbers: list[int], words: str) -> None:
 )
 def test_sizes(text: str | None, wanted: float | None) -> None:
     assert size(text) == wanted
+
+
+def test_every_outcome_has_its_words() -> None:
+    assert set(findings._OUTCOMES) == set(OUTCOMES) - {"completed"}
+    rows = [_row(1, "pi4-1", 0, outcome) for outcome in OUTCOMES]
+    texts = _texts(_record([_round(1, "laptop-1")], rows))
+    assert "pi4-1 answered when its round was over in round 1." in texts

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from flowerbed.optimizer import MOMENTUM, Optimizer, OptimizerName
+from flowerbed.optimizer import MOMENTUM, Optimizer, OptimizerName, effective_steps
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
@@ -25,3 +25,13 @@ def test_they_step_as_keras_does(name: OptimizerName, rng: np.random.Generator) 
         assert weights.dtype == np.float32
         np.testing.assert_allclose(weights, variable.numpy(), rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(weights[:5], start[:5])  # what has no gradient stays
+
+
+def test_effective_steps_are_those_of_the_closed_forms() -> None:
+    """The sum of what Nesterov's momentum makes of each gradient; Adam's steps have one size."""
+    steps = 7
+    nesterov = (steps - MOMENTUM**2 * (1 - MOMENTUM**steps) / (1 - MOMENTUM)) / (1 - MOMENTUM)
+    assert effective_steps("sgd", 0.05, steps) == pytest.approx(nesterov, rel=1e-5)
+    assert effective_steps("adam", 0.01, steps) == pytest.approx(steps, rel=1e-4)
+    assert effective_steps("sgd", 0.05, 1) == pytest.approx(1 + MOMENTUM)
+    assert effective_steps("sgd", 0.05, steps, 1.0) < effective_steps("sgd", 0.05, steps)

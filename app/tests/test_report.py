@@ -55,6 +55,8 @@ def _play(root: Path, run: str, rounds: int, strategy: str = "fedavg") -> Record
                 device_class="phone",
                 outcome="timeout" if number == 3 and name == late else "completed",
                 reason="",
+                started=STARTED + 10 * (number - 1) + 0.5,
+                aggregated=None if number == 3 and name == late else number,
                 examples=160,
                 receive_seconds=0 if number == 3 and name == late else 1,
                 queue_seconds=0,

@@ -360,6 +360,51 @@ def test_a_paused_device_is_alerted_and_counted(
     eventually(lambda: not query(alert), 30, "the alert is over")
 
 
+def test_a_stuck_device_holds_no_paced_round_up(
+    lab: Played,
+    play: Play,
+    variables: dict[str, Any],
+    engine: docker.DockerClient,
+    inventory: dict[str, dict[str, Any]],
+) -> None:
+    """Stopped while it trains, it answers when its round is long over."""
+    box, grace = 15, 6
+    stuck = min(inventory)
+    container = engine.containers.get(f"flowerbed-device-{stuck}")
+    problems: list[str] = []
+
+    def disturb() -> None:
+        began = int(time.time())
+        try:
+            eventually(lambda: _status()["run"] == "test-paced", 120, "the run begins")
+            at_work = b"train, round 2"
+            eventually(lambda: at_work in container.logs(since=began), 120, f"{stuck} trains")
+            container.pause()
+            time.sleep(box + grace + 5)
+        except AssertionError as error:
+            problems.append(str(error))
+        finally:
+            container.unpause()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    more = {"training_run": "test-paced", "training_strategy": "paced", "training_rounds": 5}
+    more["training_strategy_parameters"] = {"box": box, "grace": grace}
+    play("train", **(variables | more))
+    thread.join()
+    assert not problems
+    rounds, devices = _rows("test-paced", "rounds.csv"), _rows("test-paced", "devices.csv")
+    # The server looks twice a second.
+    assert all(float(row["devices_seconds"]) <= box + grace + 1.5 for row in rounds)
+    (late,) = (row for row in devices if row["outcome"] == "late")
+    assert (late["device"], late["round"], late["aggregated"]) == (stuck, "2", "")
+    assert int(late["examples"]) > 0
+    assert {row["outcome"] for row in devices if row["round"] == "5"} <= {"completed", "partial"}
+    for row in rounds:
+        counted = [int(r["examples"]) for r in devices if r["aggregated"] == row["round"]]
+        assert int(row["examples"]) == sum(counted)
+
+
 def test_every_rule_works(lab: Played) -> None:
     rules = [rule for group in prometheus("rules")["groups"] for rule in group["rules"]]
     assert {rule["type"] for rule in rules} == {"recording", "alerting"}

@@ -178,6 +178,9 @@ BAD = {
         'device_memory: "{{ 1000 m }}"', "device_memory is '{{ 1000 m }}'", "cannot be resolved"
     ),
     "strategy": of_run("training_strategy: fedavgg", "is 'fedavgg'", "write fedavg (of bulyan"),
+    "partitioner": of_run(
+        "training_partitioner: dirichlets", "is 'dirichlets'", "write dirichlet (of iid"
+    ),
     "run": of_run("training_run: ../mine", "training_run is '../mine'", "letters, digits"),
     "port": of_run("cadvisor_port: 80800", "cadvisor_port is 80800", "from 1 to 65535"),
     "one_port_twice": of_run(
@@ -751,8 +754,14 @@ def test_ranges_are_those_of_the_app() -> None:
 
 def test_strategies_are_those_of_the_app() -> None:
     source = (ROOT / "app/flowerbed/strategies/__init__.py").read_text()
-    listed = re.findall(r"^    flower\.(\w+),$", source, re.MULTILINE)
-    assert RULES["training_strategy"]["choices"] == sorted(name.lower() for name in listed)
+    listed = re.findall(r"^    (?:flower\.)?([A-Z]\w+),$", source, re.MULTILINE)
+    choices = settable()["training_strategy"]["choices"]
+    assert choices == sorted(name.lower() for name in listed)
+
+
+def test_partitioners_are_those_of_the_role() -> None:
+    told = ROLE_VARS["__preflight_of_playbooks"]["training"]["training_partitioner"]["choices"]
+    assert told == OPTIONS["shards"]["shards_partitioner"]["choices"]
 
 
 def test_what_playbooks_set_is_found() -> None:

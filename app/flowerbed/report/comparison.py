@@ -21,6 +21,7 @@ from flowerbed.report.elements import (
 from flowerbed.report.findings import waiting
 from flowerbed.report.page import setting
 from flowerbed.report.record import Record
+from flowerbed.results import MODEL_OUTCOMES
 
 _STEP = 0.05
 _LEAST = 0.15
@@ -79,24 +80,36 @@ def comparison_page(records: Sequence[Record]) -> str:
         (
             name,
             record.state,
+            record.description.get("run", {}).get("strategy", "-"),
             len(record.rounds),
             number(record.rounds[-1].central_accuracy if record.rounds else None, 3),
             number(max((r.central_accuracy for r in record.rounds), default=None), 3),
             number(record.seconds, 0, " s"),
             number(record.seconds / len(record.rounds) if record.rounds else None, 1, " s"),
             share(waiting(record)),
-            sum(row.outcome != "completed" for row in record.devices),
+            sum(row.outcome not in MODEL_OUTCOMES for row in record.devices),
         )
         for name, record in zip(dotted, records, strict=True)
     )
-    head = ("run", "", "rounds", "accuracy", "best", "time", "a round", "waiting", "not completed")
+    head = (
+        "run",
+        "",
+        "strategy",
+        "rounds",
+        "accuracy",
+        "best",
+        "time",
+        "a round",
+        "waiting",
+        "failed",
+    )
     times = times_to_accuracy(records)
     differing = differences(records)
     body = [
         Markup("<header><h1>{}</h1><p>{} runs compared</p></header>").format(
             " · ".join(names), len(records)
         ),
-        section("In numbers", table(head, summary, words=(1,))),
+        section("In numbers", table(head, summary, words=(1, 2))),
         section(
             "How well they learned",
             legend(dotted),

@@ -152,6 +152,7 @@ def _each_straggler(record: Record, usage: Mapping[str, Usage]) -> Iterable[Find
 
 _OUTCOMES = {
     "error": "failed",
+    "late": "answered when its round was over",
     "offline": "was offline",
     "out_of_memory": "was out of memory",
     "partial": "returned what it had learned when its time was up",

@@ -172,15 +172,15 @@ def _spans(record: Record) -> dict[str, dict[str, list[tuple[float, float]]]]:
     lanes: dict[str, dict[str, list[tuple[float, float]]]] = {
         name: {look: [] for look in _LOOKS} for name in [*record.names, "server"]
     }
-    sent, lasted = {}, {}
+    lasted = {}
     for row in record.rounds:
         at = row.started - record.begin
-        sent[row.round], lasted[row.round] = at + row.configure_seconds, row.devices_seconds
-        replied = sent[row.round] + row.devices_seconds
+        lasted[row.round] = row.devices_seconds
+        replied = at + row.configure_seconds + row.devices_seconds
         server = [(at, row.configure_seconds), (replied, at + row.seconds - replied)]
         lanes["server"]["train"] += server
     for entry in record.devices:
-        lane, at = lanes[entry.device], sent[entry.round]
+        lane, at = lanes[entry.device], entry.started - record.begin
         if not busy_seconds(entry):
             lane["none"].append((at, lasted[entry.round]))
             continue
@@ -222,11 +222,16 @@ def timeline(record: Record, colours: Colours) -> Markup:
             looks: dict[str, Any] = {"facecolor": colour, "linewidth": 0} | style
             axes.broken_barh(parts, where, **looks)
     for entry in record.devices:
-        if not busy_seconds(entry):
+        busy = busy_seconds(entry)
+        if not busy:
             begin, seconds = lanes[entry.device]["none"].pop(0)
-            outcome = textwrap.fill(entry.outcome.replace("_", " "), 8)
-            middle = (begin + seconds / 2, names.index(entry.device))
-            axes.text(*middle, outcome, color=BAD, ha="center", va="center", fontsize=8)
+        elif entry.outcome == "late":
+            begin, seconds = entry.started - record.begin, busy
+        else:
+            continue
+        outcome = textwrap.fill(entry.outcome.replace("_", " "), 8)
+        middle = (begin + seconds / 2, names.index(entry.device))
+        axes.text(*middle, outcome, color=BAD, ha="center", va="center", fontsize=8)
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(len(names) - 0.5, -1.2)

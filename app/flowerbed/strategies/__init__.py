@@ -1,10 +1,16 @@
-"""Strategies by name: Flower's own, ready for one flat array and whoever is online."""
+"""Strategies by name: Flower's own, ready for one flat array and whoever is online, and ours."""
 
 import inspect
 from typing import Any
 
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
+
+from flowerbed.strategies.fedbuff import FedBuff
+from flowerbed.strategies.oort import Oort
+from flowerbed.strategies.paced import Paced
+from flowerbed.strategies.pacing import Pacing
+from flowerbed.strategies.tifl import TiFL
 
 # Left out: FedXgb* exchange trees, DifferentialPrivacy* wrap another strategy.
 _FLOWER = (
@@ -21,7 +27,13 @@ _FLOWER = (
     flower.MultiKrum,
     flower.QFedAvg,
 )
-STRATEGIES = {strategy.__name__.lower(): strategy for strategy in _FLOWER}
+_OURS = (
+    FedBuff,
+    Oort,
+    Paced,
+    TiFL,
+)
+STRATEGIES = {strategy.__name__.lower(): strategy for strategy in (*_FLOWER, *_OURS)}
 
 
 class StrategyError(ValueError):
@@ -36,7 +48,7 @@ def make_strategy(name: str, parameters: dict[str, Any]) -> Strategy:
         parameters: arguments of its constructor, over the defaults below.
 
     Raises:
-        StrategyError: no such strategy, or no such parameter.
+        StrategyError: no such strategy or parameter, or a parameter out of its range.
     """
     if name not in STRATEGIES:
         raise StrategyError(f"strategy = {name!r}: choose one of {', '.join(sorted(STRATEGIES))}")
@@ -57,5 +69,10 @@ def make_strategy(name: str, parameters: dict[str, Any]) -> Strategy:
     }
     try:
         return cls(**{k: v for k, v in defaults.items() if k in known} | parameters)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise StrategyError(f"strategy-parameters: {name}: {error}") from None
+
+
+def pacing_of(strategy: Strategy) -> Pacing:
+    """When rounds of a strategy are over; Flower's wait for everybody."""
+    return strategy if isinstance(strategy, Pacing) else Pacing()
