@@ -204,8 +204,6 @@ class Fleet:
         self._on_change = on_change
         self._names: set[str] = set()
         self._devices: dict[int, Device] = {}
-        self._online: set[int] = set()
-        self._left: set[int] = set()
         self._questions: dict[str, int] = {}
         self._flights: dict[str, Flight] = {}
         self._settled: list[Reply] = []
@@ -215,8 +213,7 @@ class Fleet:
 
     def online(self) -> list[Device]:
         """Devices that are online and have introduced themselves, by name."""
-        here = [self._devices[node] for node in self._online if node in self._devices]
-        return sorted(here, key=lambda device: device.name)
+        return sorted(self._devices.values(), key=lambda device: device.name)
 
     def free(self) -> list[Device]:
         """Those of them that are not at work on a message."""
@@ -228,9 +225,9 @@ class Fleet:
         now = time.monotonic()
         if now >= self._next_nodes:
             self._next_nodes = now + _NODE_INTERVAL
-            self._online = set(self._grid.get_node_ids())
-            asked = set(self._questions.values())
-            for node in self._online - asked - self._left - set(self._devices):
+            online = set(self._grid.get_node_ids())
+            self._forget_all_but(online)
+            for node in online - set(self._questions.values()) - set(self._devices):
                 content = RecordDict({"config": ConfigRecord(self._prepare)})
                 question = Message(content, node, "query", ttl=self._ttl)
                 for message_id in self._push([question]):
@@ -244,6 +241,12 @@ class Fleet:
             self._names = names
             self._on_change(names)
 
+    def _forget_all_but(self, online: set[int]) -> None:
+        """A device that comes back is the same node, and may have changed: it is asked again."""
+        for node in set(self._devices) - online:
+            log.info("%s is gone", self._devices.pop(node).name)
+        self._questions = {ask: node for ask, node in self._questions.items() if node in online}
+
     def _introduce(self, node: int, message: Message) -> None:
         if message.has_error():
             log.warning("node %d cannot say who it is: %s", node, message.error.reason)
@@ -254,12 +257,6 @@ class Fleet:
             return
         settings = DeviceSettings.model_validate(json.loads(str(told["device"]["settings"])))
         metrics = message.content.metric_records["metrics"]
-        # A device that came back has a new node; its old one will never answer.
-        for old, device in list(self._devices.items()):
-            if device.name == settings.device:
-                log.info("%s is back", device.name)
-                del self._devices[old]
-                self._left.add(old)
         self._devices[node] = Device(
             node_id=node,
             settings=settings,
@@ -344,8 +341,7 @@ class Fleet:
         now = time.monotonic()
         for message_id, flight in list(self._flights.items()):
             if flight.device.node_id not in self._devices:
-                # Its old node's answer will not come.
-                reply = Reply(flight, "offline", now, "came back anew")
+                reply = Reply(flight, "offline", now, "went offline")
             elif now >= flight.expires:
                 patience = flight.expires - flight.sent
                 reply = Reply(flight, "timeout", now, f"no answer in {patience:.0f} s")
