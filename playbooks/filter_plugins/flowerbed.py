@@ -30,6 +30,22 @@ def devices_on(
     ]
 
 
+def networks_on(
+    devices: list[str], machine: str, hostvars: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The containers of the devices that live on a machine, each with its network's limits."""
+    return [
+        {"name": f"flowerbed-device-{device}"}
+        | {
+            limit: hostvars[device][f"device_network_{limit}"]
+            for limit in ("rate", "delay", "jitter", "loss")
+            if f"device_network_{limit}" in hostvars[device]
+        }
+        for device in sorted(devices)
+        if machine_of(device, hostvars) == machine
+    ]
+
+
 def address_of(machine: str, hostvars: Mapping[str, Any]) -> str:
     """Where other machines find a machine: `lab_address`, by default where Ansible does."""
     variables = hostvars[machine]
@@ -126,5 +142,6 @@ class FilterModule:
             "devices_on": devices_on,
             "machine_of": machine_of,
             "named_in": named_in,
+            "networks_on": networks_on,
             "superlink_of": superlink_of,
         }

@@ -255,8 +255,8 @@ def machine_plans(
 
     Returns:
         Machine to `ports` (variable to number), `devices` (name to `cpus` and `memory` in bytes,
-        None for no limit), `shards`, the directory of the data, and `dataset`, a directory that
-        must be there, or "".
+        None for no limit, and `network`, variable to value of its limits), `shards`, the directory
+        of the data, and `dataset`, a directory that must be there, or "".
     """
     plans: dict[str, dict[str, Any]] = {}
     for machine in groups[machines]:
@@ -276,6 +276,11 @@ def machine_plans(
         plans[_value(variables, "device_machine", device)]["devices"][device] = {
             "cpus": None if cpus is None else float(cpus),
             "memory": None if memory is None else human_to_bytes(memory),
+            "network": {
+                name: variables[name]["value"]
+                for name in sorted(variables)
+                if name.startswith("device_network_")
+            },
         }
     return plans
 
