@@ -94,6 +94,7 @@ def shape(device: Any, *arguments: str, **limits: str) -> dict[str, Any]:
 
 
 def test_a_rate_holds_both_ways_and_goes_again(device: Any) -> None:
+    device.reload()
     started = device.attrs["State"]["StartedAt"]
     assert shape(device, "--check", rate="20mbit")["changed"]
     assert max(measured(device)) < SECONDS / 4

@@ -509,7 +509,7 @@ def test_a_good_machine_has_no_problem() -> None:
         ({"cores": 1}, ("device_cpus of pi-1 is 2", "has 1 cores", "write 1 or less")),
         (
             {"qdiscs": ["tbf"]},
-            ("device_network_delay of pi-1 needs", "netem", "install its module"),
+            ("device_network_delay of pi-1 needs", "netem", "its module"),
         ),
         ({"qdiscs": ["netem"]}, ("device_network_rate of pi-2 needs", "tbf", "sch_tbf")),
         ({"missing": ["/data"]}, ("training_dataset is '/data'", "no directory")),
