@@ -30,6 +30,21 @@ def devices_on(
     ]
 
 
+def quota_of(device: str, hostvars: Mapping[str, Any]) -> float:
+    """Cores of its machine that a device may use; 0 for all of them.
+
+    `device_cpus` as it is, or else `device_speed`, in reference cores, by the speed of the
+    machine's own cores, so that a class is as fast on a slow machine as on a fast one.
+    """
+    variables = hostvars[device]
+    if "device_cpus" in variables:
+        return float(variables["device_cpus"])
+    if "device_speed" not in variables:
+        return 0.0
+    core = float(hostvars[machine_of(device, hostvars)].get("lab_core_speed", 1.0))
+    return round(float(variables["device_speed"]) / core, 2)
+
+
 def networks_on(
     devices: list[str], machine: str, hostvars: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
@@ -143,5 +158,6 @@ class FilterModule:
             "machine_of": machine_of,
             "named_in": named_in,
             "networks_on": networks_on,
+            "quota_of": quota_of,
             "superlink_of": superlink_of,
         }

@@ -135,6 +135,21 @@ def test_the_kernels_disciplines_are_tried() -> None:
     assert not machine_state._has_qdisc("no_such", [])
 
 
+def test_a_class_is_as_fast_on_a_slow_machine_as_on_a_fast_one() -> None:
+    hostvars = {
+        "fast": {"lab_core_speed": 2.0},
+        "slow": {"lab_core_speed": 0.5},
+        "plain": {},
+        "a": {"device_speed": 0.6, "device_machine": "fast"},
+        "b": {"device_speed": 0.6, "device_machine": "slow"},
+        "c": {"device_speed": 0.6, "device_machine": "plain"},
+        "d": {"device_speed": 0.6, "device_cpus": 0.25, "device_machine": "slow"},
+        "e": {"device_machine": "slow"},
+    }
+    quotas = {device: playbooks.quota_of(device, hostvars) for device in "abcde"}
+    assert quotas == {"a": 0.3, "b": 1.2, "c": 0.6, "d": 0.25, "e": 0.0}
+
+
 def test_a_machine_is_told_the_limits_of_its_own_devices() -> None:
     hostvars = {
         "a": {"device_machine": "m", "device_network_rate": "1mbit", "device_network_loss": 2},

@@ -33,6 +33,8 @@ playbook_filters = load(ROOT / "playbooks/filter_plugins/flowerbed.py")
 ROLE_VARS = yaml.safe_load((ROLE / "vars/main.yml").read_text())
 RULES = ROLE_VARS["__preflight_rules"] | {"device_memory": {"size": True, "write": "a size"}}
 OPTIONS = variables.role_options(str(ROOT / "roles"))
+for role, of_role in ROLE_VARS["__preflight_of_playbooks"].items():
+    OPTIONS[role] = OPTIONS.get(role, {}) | of_role
 
 
 @dataclass
@@ -468,6 +470,7 @@ PLAN: dict[str, Any] = {
     "devices": {
         "pi-1": {
             "cpus": 2.0,
+            "limit": "device_cpus",
             "memory": 2**30,
             "network": {"device_network_delay": "40ms", "device_network_rate": "20mbit"},
         },

@@ -134,7 +134,15 @@ def _limits(state: Mapping[str, Any], devices: Mapping[str, Any]) -> Iterable[st
             )
     cores = state["cores"]
     for name, device in sorted(devices.items()):
-        if (device["cpus"] or 0) > cores:
+        if (device["cpus"] or 0) <= cores:
+            continue
+        if device["limit"] == "device_speed":
+            yield (
+                f"device_speed of {name} takes {device['cpus']:g} of its cores (at their "
+                f"lab_core_speed), and the machine has {cores}: give {name} another "
+                f"device_machine, or device_cpus of {cores} or less"
+            )
+        else:
             yield (
                 f"device_cpus of {name} is {device['cpus']:g}, and the machine has {cores} cores: "
                 f"write {cores} or less, or give {name} another device_machine"
