@@ -31,6 +31,37 @@ def devices_on(
     ]
 
 
+def quota_of(device: str, hostvars: Mapping[str, Any]) -> float:
+    """Cores of its machine that a device may use; 0 for all of them.
+
+    `device_cpus` as it is, or else `device_speed`, in reference cores, by the speed of the
+    machine's own cores, so that a class is as fast on a slow machine as on a fast one.
+    """
+    variables = hostvars[device]
+    if "device_cpus" in variables:
+        return float(variables["device_cpus"])
+    if "device_speed" not in variables:
+        return 0.0
+    core = float(hostvars[machine_of(device, hostvars)].get("lab_core_speed", 1.0))
+    return round(float(variables["device_speed"]) / core, 2)
+
+
+def networks_on(
+    devices: list[str], machine: str, hostvars: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The containers of the devices that live on a machine, each with its network's limits."""
+    return [
+        {"name": f"flowerbed-device-{device}"}
+        | {
+            limit: hostvars[device][f"device_network_{limit}"]
+            for limit in ("rate", "delay", "jitter", "loss")
+            if f"device_network_{limit}" in hostvars[device]
+        }
+        for device in sorted(devices)
+        if machine_of(device, hostvars) == machine
+    ]
+
+
 def address_of(machine: str, hostvars: Mapping[str, Any]) -> str:
     """Where other machines find a machine: `lab_address`, by default where Ansible does."""
     variables = hostvars[machine]
@@ -149,4 +180,6 @@ class FilterModule:
             "machine_of": machine_of,
             "named_in": named_in,
             "names_of": names_of,
+            "networks_on": networks_on,
+            "quota_of": quota_of,
         }

@@ -66,7 +66,7 @@ def test_limits_are_the_inventorys(
     assert len(inventory) == 4
     for device, wanted in inventory.items():
         host = engine.containers.get(f"flowerbed-device-{device}").attrs["HostConfig"]
-        assert host["NanoCpus"] == round(wanted["device_cpus"] * 1e9)
+        assert host["NanoCpus"] == round(wanted["device_speed"] * 1e9)
         assert host["Memory"] == host["MemorySwap"] == _bytes(wanted["device_memory"])
 
 
@@ -210,14 +210,14 @@ def test_status_is_a_table(lab: Played, play: Play, inventory: dict[str, dict[st
     assert f"test-first: completed, round {ROUNDS} of {ROUNDS}" in output
     for device, wanted in inventory.items():
         line = next(line for line in output.splitlines() if f"{device} " in line)
-        for value in (wanted["device_cpus"], wanted["device_memory"], "Up ", "completed"):
+        for value in (wanted["device_speed"], wanted["device_memory"], "Up ", "completed"):
             assert str(value) in line
 
 
 def _add_device(tmp_path: Path) -> Path:
     """inventory/local with one device more and one less."""
     inventory = tmp_path / "local"
-    subprocess.run(["cp", "-r", str(ROOT / "inventory/local"), str(inventory)], check=True)
+    subprocess.run(["cp", "-rL", str(ROOT / "inventory/local"), str(inventory)], check=True)
     hosts = yaml.safe_load((inventory / "hosts.yml").read_text())
     classes = hosts["devices"]["children"]
     group, other = sorted(classes)[:2]

@@ -16,7 +16,7 @@ from repository import ROOT, program, texts
 LOCAL = ROOT / "inventory/local"
 LAB = ROOT / "inventory/lab"
 DIFFERENT = (
-    "device_cpus",
+    "device_speed",
     "device_memory",
     "device_batch_size",
     "device_learning_rate",
@@ -87,7 +87,7 @@ def test_the_devices_differ(local: Inventory) -> None:
 
 
 def test_the_lab_fits_two_cores_and_six_gibibytes(local: Inventory) -> None:
-    assert sum(each["device_cpus"] for each in local.devices.values()) <= 2
+    assert sum(each["device_speed"] for each in local.devices.values()) <= 2
     memory = sum(human_to_bytes(each["device_memory"]) for each in local.devices.values())
     assert memory <= 6 * 2**30
 
@@ -107,8 +107,8 @@ def test_host_vars_change_one_value_of_one_device(
     local: Inventory, changed: Callable[..., Inventory]
 ) -> None:
     (device,) = next(iter(local.classes.values()))
-    devices = changed(files={f"host_vars/{device}.yml": {"device_cpus": 0.15}}).devices
-    assert devices[device] == local.devices[device] | {"device_cpus": 0.15}
+    devices = changed(files={f"host_vars/{device}.yml": {"device_speed": 0.15}}).devices
+    assert devices[device] == local.devices[device] | {"device_speed": 0.15}
     others = set(devices) - {device}
     assert all(devices[name] == local.devices[name] for name in others)
 

@@ -33,6 +33,8 @@ playbook_filters = load(ROOT / "playbooks/filter_plugins/flowerbed.py")
 ROLE_VARS = yaml.safe_load((ROLE / "vars/main.yml").read_text())
 RULES = ROLE_VARS["__preflight_rules"] | {"device_memory": {"size": True, "write": "a size"}}
 OPTIONS = variables.role_options(str(ROOT / "roles"))
+for role, of_role in ROLE_VARS["__preflight_of_playbooks"].items():
+    OPTIONS[role] = OPTIONS.get(role, {}) | of_role
 
 
 @dataclass
@@ -164,6 +166,8 @@ BAD = {
     "empty": of_laptop("device_local_epochs:", "device_local_epochs is empty", "remove the line"),
     "too_much": of_laptop("device_data_fraction: 1.2", "is 1.2", "too large", "up to 1"),
     "choice": of_laptop("device_optimizer: adm", "device_optimizer is 'adm'", "write adam"),
+    "rate": of_laptop("device_network_rate: 20", "device_network_rate is 20", "20mbit or 500kbit"),
+    "loss": of_laptop("device_network_loss: 101", "is 101", "too large", "from 0 to 100"),
     "no_size": of_laptop("device_memory: 2 GB", "device_memory is '2 GB'", "write 2g"),
     "little_memory": of_laptop(
         "device_memory: 512m", "device_memory is '512m'", "less than the 700m", "700m or more"
@@ -459,13 +463,22 @@ GOOD_STATE: dict[str, Any] = {
         "/var/lib/docker": {"free": 20 * 2**30, "filesystem": 1},
         "/shards": {"free": 20 * 2**30, "filesystem": 1},
     },
+    "qdiscs": ["netem", "tbf"],
     "missing": [],
     "time": 0.0,
 }
 ENGINE: dict[str, Any] = {"root": "/var/lib/docker", "containers": []}
 PLAN: dict[str, Any] = {
     "ports": {"cadvisor_port": 8080},
-    "devices": {"pi-1": {"cpus": 2.0, "memory": 2**30}, "pi-2": {"cpus": None, "memory": None}},
+    "devices": {
+        "pi-1": {
+            "cpus": 2.0,
+            "limit": "device_cpus",
+            "memory": 2**30,
+            "network": {"device_network_delay": "40ms", "device_network_rate": "20mbit"},
+        },
+        "pi-2": {"cpus": None, "memory": None, "network": {"device_network_rate": "5mbit"}},
+    },
     "shards": "/shards",
     "dataset": "",
 }
@@ -500,6 +513,11 @@ def test_a_good_machine_has_no_problem() -> None:
         ({"root": False}, ("not root", "ansible_become")),
         ({"memory": 2**29}, ("add up to 1.0 GiB", "has 512 MiB", "take 512 MiB away")),
         ({"cores": 1}, ("device_cpus of pi-1 is 2", "has 1 cores", "write 1 or less")),
+        (
+            {"qdiscs": ["tbf"]},
+            ("device_network_delay of pi-1 needs", "netem", "its module"),
+        ),
+        ({"qdiscs": ["netem"]}, ("device_network_rate of pi-2 needs", "tbf", "sch_tbf")),
         ({"missing": ["/data"]}, ("training_dataset is '/data'", "no directory")),
     ],
 )
@@ -509,19 +527,23 @@ def test_what_is_wrong_with_a_machine(wrong: dict[str, Any], says: tuple[str, ..
 
 
 def test_a_controller_is_needed_where_there_is_a_limit() -> None:
-    unlimited = {"devices": {"pi-1": {"cpus": None, "memory": None}}}
+    unlimited = {"devices": {"pi-1": {"cpus": None, "memory": None, "network": {}}}}
     assert judged({"controllers": []}, plan=unlimited) == []
 
 
 def test_memory_is_summed_over_devices() -> None:
-    devices = {f"pi-{number}": {"cpus": None, "memory": 2**30} for number in range(4)}
+    devices = {
+        f"pi-{number}": {"cpus": None, "memory": 2**30, "network": {}} for number in range(4)
+    }
     assert judged(plan={"devices": devices}) == []
     (text,) = judged({"memory": 4 * 2**30 - 1}, plan={"devices": devices})
     assert "pi-0 1.0 GiB, pi-1 1.0 GiB, pi-2 1.0 GiB and 1 more add up to 4.0 GiB" in text
 
 
 def test_cores_may_be_oversubscribed_with_a_warning() -> None:
-    plan = PLAN | {"devices": {f"pi-{n}": {"cpus": 3.0, "memory": None} for n in range(2)}}
+    plan = PLAN | {"devices": {
+        f"pi-{n}": {"cpus": 3.0, "memory": None, "network": {}} for n in range(2)
+    }}  # fmt: skip
     assert judged(plan=plan) == []
     ((machine, text),) = machines.machine_warnings({"state": GOOD_STATE}, "m", plan)
     assert machine == "m"

@@ -136,8 +136,18 @@ def _class_problem(variables: Mapping[str, Any], own: list[str]) -> str | None:
 
 
 def file_problems(sources: Iterable[str], groups: Groups) -> list[Problem]:
-    """Files of variables whose name is a slip of the pen, so that Ansible ignores them."""
-    return [
+    """Files of variables that Ansible ignores: a link to nowhere, a slip of the pen in the name."""
+    links = [
+        (
+            f"{kind}/{file.name}",
+            f"links to {file.readlink()}, which is not there: copy with 'cp -rL'",
+        )
+        for folder in _folders(sources)
+        for kind in ("group_vars", "host_vars")
+        for file in sorted((folder / kind).glob("*"))
+        if file.is_symlink() and not file.exists()
+    ]
+    return links + [
         (file, f"there is no such {noun}, and the file is ignored: name it after the {noun} {near}")
         for file, noun, near in _stray_files(sources, groups)
         if near
@@ -157,7 +167,7 @@ def _stray_files(sources: Iterable[str], groups: Groups) -> list[tuple[str, str,
     """Files that belong to nobody: the file, group or host, and whose it was meant to be."""
     bearers = {"group_vars": set(groups), "host_vars": {*groups.get("all", ()), "localhost"}}
     stray: list[tuple[str, str, str]] = []
-    for folder in sorted({_base(source) for source in sources if Path(source).exists()}):
+    for folder in _folders(sources):
         for kind, names in bearers.items():
             files = [file for file in sorted((folder / kind).glob("*")) if _is_read(file)]
             borne = {name for file in files for name in _names(file) & names}
@@ -171,6 +181,10 @@ def _stray_files(sources: Iterable[str], groups: Groups) -> list[tuple[str, str,
                 noun = kind.removesuffix("_vars")
                 stray.append((f"{kind}/{file.name}", noun, near[0] if near else ""))
     return stray
+
+
+def _folders(sources: Iterable[str]) -> list[Path]:
+    return sorted({_base(source) for source in sources if Path(source).exists()})
 
 
 def _base(source: str) -> Path:
@@ -248,15 +262,18 @@ def machine_plans(
     groups: Groups,
     options: Mapping[str, Mapping[str, Mapping[str, Any]]],
     *,
+    quotas: Mapping[str, float],
     machines: str,
     devices: str,
 ) -> dict[str, dict[str, Any]]:
     """What each machine of a faultless inventory must bear.
 
+    `quotas` are the devices' cores, 0 for all.
+
     Returns:
         Machine to `ports` (variable to number), `devices` (name to `cpus` and `memory` in bytes,
-        None for no limit), `shards`, the directory of the data, and `dataset`, a directory that
-        must be there, or "".
+        None for no limit, and `network`, variable to value of its limits), `shards`, the directory
+        of the data, and `dataset`, a directory that must be there, or "".
     """
     plans: dict[str, dict[str, Any]] = {}
     for machine in groups[machines]:
@@ -272,10 +289,17 @@ def machine_plans(
         }
     for device in groups[devices]:
         variables = found[device]
-        cpus, memory = _value(variables, "device_cpus"), _value(variables, "device_memory")
+        memory = _value(variables, "device_memory")
         plans[_value(variables, "device_machine", device)]["devices"][device] = {
-            "cpus": None if cpus is None else float(cpus),
+            "cpus": quotas[device] or None,
+            # Where the quota is from.
+            "limit": "device_cpus" if "device_cpus" in variables else "device_speed",
             "memory": None if memory is None else human_to_bytes(memory),
+            "network": {
+                name: variables[name]["value"]
+                for name in sorted(variables)
+                if name.startswith("device_network_")
+            },
         }
     return plans
 

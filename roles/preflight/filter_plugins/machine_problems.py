@@ -52,6 +52,7 @@ def machine_problems(
         *_system(state),
         *_limits(state, plan["devices"]),
         *_memory(state, plan["devices"]),
+        *_networks(state, plan["devices"]),
         *_ports(state, engine, plan["ports"]),
         # What stands has its images and its data.
         *(() if any(c["ours"] for c in engine["containers"]) else _disks(state, needs)),
@@ -133,10 +134,37 @@ def _limits(state: Mapping[str, Any], devices: Mapping[str, Any]) -> Iterable[st
             )
     cores = state["cores"]
     for name, device in sorted(devices.items()):
-        if (device["cpus"] or 0) > cores:
+        if (device["cpus"] or 0) <= cores:
+            continue
+        if device["limit"] == "device_speed":
+            yield (
+                f"device_speed of {name} takes {device['cpus']:g} of its cores (at their "
+                f"lab_core_speed), and the machine has {cores}: give {name} another "
+                f"device_machine, or device_cpus of {cores} or less"
+            )
+        else:
             yield (
                 f"device_cpus of {name} is {device['cpus']:g}, and the machine has {cores} cores: "
                 f"write {cores} or less, or give {name} another device_machine"
+            )
+
+
+def _networks(state: Mapping[str, Any], devices: Mapping[str, Any]) -> Iterable[str]:
+    """Limits of networks for which the kernel has no queueing discipline."""
+    limited: dict[tuple[str, str], list[str]] = {}
+    for name, device in sorted(devices.items()):
+        # A rate alone takes tbf; anything else takes netem, and the rate with it.
+        others = [limit for limit in device["network"] if limit != "device_network_rate"]
+        for limit in others or device["network"]:
+            kind = "netem" if others else "tbf"
+            limited.setdefault((kind, limit), []).append(name)
+    for (kind, limit), names in limited.items():
+        if kind not in state["qdiscs"]:
+            yield (
+                f"{limit} of {_some(names)} needs the queueing discipline {kind}, which the "
+                f"kernel does not have: install its module sch_{kind} (Ubuntu: "
+                "linux-modules-extra, the RHEL family: kernel-modules-extra), remove "
+                f"{limit}, or give the device another device_machine"
             )
 
 

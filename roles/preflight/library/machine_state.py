@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -53,6 +54,7 @@ state:
     - system, architecture and bits (of the programs, not of the kernel); root (whether Ansible is);
       cores; memory in bytes; cgroup (version) and controllers; listeners (port, address, process);
       disks (directory to free bytes and the number of its file system); missing (directories);
+      qdiscs (queueing disciplines that the kernel has, of those that limit a network);
       time (seconds since the epoch).
   type: dict
   returned: always
@@ -123,6 +125,31 @@ def disk(path: str) -> dict[str, Any]:
     return {"free": numbers.f_bavail * numbers.f_frsize, "filesystem": there.stat().st_dev}
 
 
+def qdiscs() -> list[str]:
+    """Queueing disciplines that the kernel has or can load, of those that limit a network.
+
+    They are tried in a network namespace that ends with the attempt; where nothing is there to
+    try them with yet, the modules are looked for.
+    """
+    options = {
+        "netem": ["delay", "1ms"],
+        "tbf": ["rate", "1mbit", "burst", "10kb", "latency", "1ms"],
+    }
+    return [kind for kind in sorted(options) if _has_qdisc(kind, options[kind])]
+
+
+def _has_qdisc(kind: str, options: list[str]) -> bool:
+    add = ["unshare", "--net", "tc", "qdisc", "add", "dev", "lo", "root", kind, *options]
+    return any(_succeeds(command) for command in (add, ["modprobe", "--dry-run", f"sch_{kind}"]))
+
+
+def _succeeds(command: list[str]) -> bool:
+    try:
+        return subprocess.run(command, check=False, capture_output=True).returncode == 0
+    except OSError:  # there is no such program
+        return False
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text()
@@ -155,6 +182,7 @@ def state(ports: list[int], disks: list[str], directories: list[str]) -> dict[st
             for address, port, inode in sockets
         ],
         "disks": {path: disk(path) for path in disks},
+        "qdiscs": qdiscs(),
         "missing": [path for path in directories if not Path(path).is_dir()],
         "time": time.time(),
     }
