@@ -88,6 +88,15 @@ def _kind_of(name: str) -> str:
     return "IP"
 
 
+def served(references: Mapping[str, str], images: list[str]) -> dict[str, str]:
+    """Repository and tag of each image in the coordinator's registry.
+
+    The tag is the hash in what the coordinator's engine calls the image: its tag where the lab has
+    built it, its digest where it was pulled.
+    """
+    return {image: f"flowerbed/{image}:{references[image].split(':')[-1]}" for image in images}
+
+
 def keys_of(
     devices: list[str], machines: list[str], hostvars: Mapping[str, Any]
 ) -> dict[str, str | None]:
@@ -182,4 +191,5 @@ class FilterModule:
             "names_of": names_of,
             "networks_on": networks_on,
             "quota_of": quota_of,
+            "served": served,
         }

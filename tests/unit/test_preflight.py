@@ -816,21 +816,33 @@ def test_a_device_has_one_class() -> None:
         playbook_filters.class_of(["devices", "rack"], groups)
 
 
-def test_devices_find_the_superlink_where_the_inventory_says() -> None:
-    hosts: dict[str, dict[str, Any]] = {
-        "server": {"ansible_host": "192.0.2.1"},
-        "desk": {},
-        "phone": {"device_machine": "server"},
-        "tablet": {"device_machine": "desk"},
+def test_a_certificate_is_for_all_that_a_machine_is_called() -> None:
+    hosts = {"server": {"lab_address": "192.0.2.1"}, "board": {"ansible_host": "board.example"}}
+    assert playbook_filters.names_of("server", hosts, ["server"]) == [
+        "DNS:server",
+        "IP:192.0.2.1",
+        "DNS:localhost",
+        "IP:127.0.0.1",
+        "DNS:flowerbed-superlink",
+    ]
+    board = playbook_filters.names_of("board", hosts, ["server"])
+    assert "DNS:board.example" in board
+    assert "DNS:flowerbed-superlink" not in board
+
+
+def test_the_registry_serves_what_was_built_and_what_was_pulled_under_a_hash() -> None:
+    references = {
+        "application": "flowerbed/application:0123456789ab",
+        "cadvisor": f"ghcr.io/google/cadvisor@sha256:{'c' * 64}",
+        "grafana": "not asked for",
+    }
+    assert playbook_filters.served(references, ["application", "cadvisor"]) == {
+        "application": "flowerbed/application:0123456789ab",
+        "cadvisor": f"flowerbed/cadvisor:{'c' * 64}",
     }
 
-    def found(device: str) -> str:
-        told: str = playbook_filters.superlink_of(device, hosts, ["server"])
-        return told
 
-    assert found("phone") == "flowerbed-superlink:9092"
-    assert found("tablet") == found("desk") == "192.0.2.1:9092"
-    hosts["server"] |= {"lab_address": "server.lan", "superlink_port": 9999}
-    assert found("tablet") == "server.lan:9999"
-    assert found("phone") == "flowerbed-superlink:9999"
-    assert playbook_filters.address_of("desk", hosts) == "desk"
+def test_a_device_whose_machine_was_not_asked_has_no_known_key() -> None:
+    hosts = {"server": {"certificates_public_keys": {"phone": "ecdsa A"}}, "away": {}}
+    keys = playbook_filters.keys_of(["phone", "board"], ["server", "away"], hosts)
+    assert keys == {"board": None, "phone": "ecdsa A"}
