@@ -527,12 +527,12 @@ def test_what_is_wrong_with_a_machine(wrong: dict[str, Any], says: tuple[str, ..
 
 
 def test_a_controller_is_needed_where_there_is_a_limit() -> None:
-    unlimited = {"devices": {"pi-1": {"cpus": None, "memory": None, "network": {}}}}
+    unlimited: dict[str, Any] = {"devices": {"pi-1": {"cpus": None, "memory": None, "network": {}}}}
     assert judged({"controllers": []}, plan=unlimited) == []
 
 
 def test_memory_is_summed_over_devices() -> None:
-    devices = {
+    devices: dict[str, Any] = {
         f"pi-{number}": {"cpus": None, "memory": 2**30, "network": {}} for number in range(4)
     }
     assert judged(plan={"devices": devices}) == []

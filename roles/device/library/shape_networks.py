@@ -261,6 +261,8 @@ def main() -> None:
         return str(printed)
 
     wanted = {entry["name"]: entry for entry in module.params["containers"]}
+    running: dict[str, int] = {}
+    shaped: list[str] = []
     try:
         limits = {name: parse(entry) for name, entry in wanted.items()}
         running = processes(sorted(wanted), run)
