@@ -133,9 +133,9 @@ def test_each_device_runs_on_its_machine_with_its_limits(
             if each.get("device_machine", name) == machine
         }
         assert here
-        wanted = {f"device-{name}" for name in here} | {"cadvisor"}
+        wanted = {f"device-{name}" for name in here} | {"cadvisor", "gate"}
         if machine == "server":
-            wanted |= {"superlink", "serverapp", "metrics", "prometheus"}
+            wanted |= {"superlink", "serverapp", "metrics", "prometheus", "registry"}
         # Grafana is there where a registry is in reach.
         assert set(running) - {"flowerbed-grafana"} == {f"flowerbed-{name}" for name in wanted}
         for name, each in here.items():
@@ -159,26 +159,62 @@ def test_every_device_took_part_in_every_round(lab: Played, inventory: Path) -> 
     assert len({each["shard"] for each in told["devices"].values()}) == 6
 
 
-def test_the_coordinator_reaches_every_cadvisor(lab: Played, on: On) -> None:
-    code = "import urllib.request as u; print(u.urlopen('http://{}.test:8080/metrics').read().decode())"
-    for machine, device in (("desk", "pi-2"), ("pi-1", "pi-1")):
-        metrics = on("server", "python3", "-c", code.format(machine))
-        assert f'container_label_flowerbed_device="{device}"' in metrics
+LET_IN = """
+import socket, ssl, sys
+host, port, certificate = sys.argv[1:]
+own = "/var/lib/flowerbed/certificates"
+context = ssl.create_default_context(cafile=f"{own}/ca.crt")
+if certificate == "with":
+    context.load_cert_chain(f"{own}/machine.crt", f"{own}/machine.key")
+try:
+    with context.wrap_socket(socket.create_connection((host, int(port)), 5), server_hostname=host) as link:
+        link.settimeout(3)
+        print("out" if link.recv(1) == b"" else "in")
+except TimeoutError:
+    print("in")  # it waits for what will be asked
+except (ssl.SSLError, ConnectionError):
+    print("out")
+"""
 
 
-def test_only_what_other_machines_need_is_published(
-    lab: Played, machines: list[str], on: On
+@pytest.mark.parametrize(
+    ("origin", "host", "port", "certificate", "answer"),
+    [
+        ("server", "pi-1", 8080, "with", "in"),
+        ("server", "pi-1", 8080, "without", "out"),
+        ("desk", "pi-1", 8080, "with", "out"),  # cAdvisor is for the coordinator alone
+        ("desk", "server", 5000, "with", "in"),
+        ("desk", "server", 5000, "without", "out"),
+        ("desk", "server", 9092, "with", "in"),
+        ("desk", "server", 9092, "without", "out"),
+    ],
+)
+def test_a_gate_lets_in_whom_it_should(
+    lab: Played, on: On, origin: str, host: str, port: int, certificate: str, answer: str
 ) -> None:
-    needed = {"server": {"flowerbed-superlink"}}
+    told = on(origin, "python3", "-c", LET_IN, f"{host}.test", str(port), certificate)
+    assert told.strip() == answer
+
+
+def test_nothing_but_gates_is_published(lab: Played, machines: list[str], on: On) -> None:
+    ports = {"server": {"9092", "5000"}, "desk": {"8080"}, "pi-1": {"8080"}}
     for machine in machines:
-        published = {
-            name
-            for name, container in _containers(on, machine).items()
-            for bindings in (container["HostConfig"]["PortBindings"] or {}).values()
-            for binding in bindings
-            if binding["HostIp"] != "127.0.0.1"
-        }
-        assert published == needed.get(machine, {"flowerbed-cadvisor"})
+        for name, container in _containers(on, machine).items():
+            published = {
+                binding["HostPort"]
+                for bindings in (container["HostConfig"]["PortBindings"] or {}).values()
+                for binding in bindings
+                if binding["HostIp"] != "127.0.0.1"
+            }
+            assert published == (ports[machine] if name == "flowerbed-gate" else set()), name
+
+
+def test_machines_without_the_build_have_the_registrys_images(lab: Played, on: On) -> None:
+    for machine in ("desk", "pi-1"):
+        names = on(machine, "docker", "images", "--format", "{{.Repository}}").split()
+        assert sorted(names) == [
+            f"server.test:5000/flowerbed/{image}" for image in ("application", "cadvisor", "gate")
+        ]
 
 
 def test_a_second_run_changes_nothing(lab: Played, over_ssh: Callable[..., Played]) -> None:
@@ -206,6 +242,9 @@ def test_a_device_comes_and_one_goes(
             if name != f"flowerbed-device-{NEW}":
                 assert container["Id"] == before[machine][name]["Id"], name
     assert on("desk", "ls", "/var/lib/flowerbed/shards/devices").split() == ["laptop-1", "pi-2"]
+    assert GONE not in on("desk", "ls", "/var/lib/flowerbed/keys")
+    known = json.loads(on("server", "cat", "/var/lib/flowerbed/superlink/state/nodes.json"))
+    assert known.keys() == _devices(inventory).keys()
 
 
 def test_teardown_leaves_the_machines_as_they_were(
@@ -221,4 +260,5 @@ def test_teardown_leaves_the_machines_as_they_were(
             assert on(machine, "docker", *listing) == "", (machine, listing)
         networks = on(machine, "docker", "network", "ls", "--format", "{{.Name}}").split()
         assert sorted(networks) == ["bridge", "host", "none"]
+        assert on(machine, "find", "/etc/docker", "-name", "server.test*") == ""
         assert _files(on, machine) == found[machine]

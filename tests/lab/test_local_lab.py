@@ -205,6 +205,73 @@ def test_a_second_run_changes_nothing(lab: Played, play: Play, variables: dict[s
     assert "has trained before (test-first)" in played.output
 
 
+def _secrets() -> dict[str, str]:
+    """Every secret of the lab, in the line that tells most of it."""
+    keys = [*(ROOT / "inventory/local/.secrets").rglob("*.key"), *HOME.glob("keys/*/key")]
+    keys += [HOME / "certificates/machine.key", HOME / "superlink/secrets/superexec"]
+    return {str(key): max(key.read_text().splitlines(), key=len) for key in keys}
+
+
+def test_keys_are_new_after_a_rotation_and_no_secret_is_shown(
+    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient
+) -> None:
+    before = _secrets()
+    output = play("rotate", "--diff", "-v", **variables).output
+    after = _secrets()
+    assert len(after) == 1 + 1 + 4 + 1 + 1  # authority, machine (twice), devices, executor
+    assert all(before[name] != after[name] for name in after if name.endswith("key"))
+    for secret in (*before.values(), *after.values()):
+        assert secret not in output
+    for container in engine.containers.list(filters={"label": "flowerbed.part"}):
+        described = json.dumps(container.attrs) + container.logs().decode()
+        assert not [name for name, secret in after.items() if secret in described], container.name
+    for directory in (ROOT / "inventory/local/.secrets", HOME / "keys"):
+        for path in (directory, *directory.rglob("*key")):
+            assert not path.stat().st_mode & 0o077, path
+    play("train", **variables | {"training_run": "test-rotated", "training_rounds": 1})
+    told = run_yml("test-rotated")
+    assert len(told["devices"]) == 4
+
+
+@pytest.mark.parametrize("stranger", ["without a key", "with an unknown key", "with another CA"])
+def test_a_stranger_gets_nowhere(
+    lab: Played, engine: docker.DockerClient, tmp_path: Path, stranger: str
+) -> None:
+    device = next(iter(engine.containers.list(filters={"label": "flowerbed.part=device"})))
+    image = device.attrs["Config"]["Image"]
+    common: dict[str, Any] = {"user": "10001:10001", "labels": ["flowerbed-test"]}
+    tmp_path.chmod(0o777)
+    make = ["python", "-m", "flowerbed.keys", "/keys", "stranger"]
+    keys = {str(tmp_path): {"bind": "/keys", "mode": "rw"}}
+    engine.containers.run(image, make, volumes=keys, remove=True, **common)
+    command = ["flower-supernode", "--superlink=flowerbed-superlink:9092", "--max-retries=1"]
+    if stranger != "with another CA":
+        command += ["--root-certificates=/ca.crt"]
+    if stranger != "without a key":
+        command += ["--auth-supernode-private-key=/keys/stranger/key"]
+    authority = {str(HOME / "certificates/ca.crt"): {"bind": "/ca.crt", "mode": "ro"}}
+    tried = engine.containers.run(
+        image, command, volumes=keys | authority, network="flowerbed", detach=True, **common
+    )
+    try:
+        status = tried.wait(timeout=60)["StatusCode"]
+        words = tried.logs().decode()
+    finally:
+        tried.remove(force=True)
+    assert status != 0, words
+    reason = {
+        "without a key": "SuperNode",
+        "with an unknown key": "SuperNode",
+        "with another CA": "CERTIFICATE_VERIFY_FAILED",
+    }[stranger]
+    assert reason in words, words
+    listed = engine.containers.get("flowerbed-superlink").exec_run(
+        ["flwr", "supernode", "list", "--format", "json"]
+    )
+    nodes = json.loads(listed.output)["nodes"]
+    assert sum(node["status"] == "online" for node in nodes) == 4
+
+
 def test_status_is_a_table(lab: Played, play: Play, inventory: dict[str, dict[str, Any]]) -> None:
     output = play("status").output
     assert f"test-first: completed, round {ROUNDS} of {ROUNDS}" in output
