@@ -29,7 +29,7 @@ def keep_keys(directory: Path, devices: list[str]) -> dict[str, str]:
 
     A key that is there stays. Written aside and moved, so that one which is there is whole.
     """
-    for stale in {path.name for path in directory.glob(f"*/{KEY}")} - set(devices):
+    for stale in {path.parent.name for path in directory.glob(f"*/{KEY}")} - set(devices):
         shutil.rmtree(directory / stale)
     public = {}
     for device in sorted(devices):

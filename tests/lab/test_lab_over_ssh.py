@@ -167,7 +167,8 @@ context = ssl.create_default_context(cafile=f"{own}/ca.crt")
 if certificate == "with":
     context.load_cert_chain(f"{own}/machine.crt", f"{own}/machine.key")
 try:
-    with context.wrap_socket(socket.create_connection((host, int(port)), 5), server_hostname=host) as link:
+    plain = socket.create_connection((host, int(port)), 5)
+    with context.wrap_socket(plain, server_hostname=host) as link:
         link.settimeout(3)
         print("out" if link.recv(1) == b"" else "in")
 except TimeoutError:
@@ -178,21 +179,22 @@ except (ssl.SSLError, ConnectionError):
 
 
 @pytest.mark.parametrize(
-    ("origin", "host", "port", "certificate", "answer"),
+    ("origin", "gate", "certificate", "answer"),
     [
-        ("server", "pi-1", 8080, "with", "in"),
-        ("server", "pi-1", 8080, "without", "out"),
-        ("desk", "pi-1", 8080, "with", "out"),  # cAdvisor is for the coordinator alone
-        ("desk", "server", 5000, "with", "in"),
-        ("desk", "server", 5000, "without", "out"),
-        ("desk", "server", 9092, "with", "in"),
-        ("desk", "server", 9092, "without", "out"),
+        ("server", "pi-1.test 8080", "with", "in"),
+        ("server", "pi-1.test 8080", "without", "out"),
+        ("desk", "pi-1.test 8080", "with", "out"),  # cAdvisor is for the coordinator alone
+        ("desk", "server.test 5000", "with", "in"),
+        ("desk", "server.test 5000", "without", "out"),
+        ("desk", "server.test 9092", "with", "in"),
+        ("desk", "server.test 9092", "without", "out"),
     ],
 )
+@pytest.mark.usefixtures("lab")
 def test_a_gate_lets_in_whom_it_should(
-    lab: Played, on: On, origin: str, host: str, port: int, certificate: str, answer: str
+    on: On, origin: str, gate: str, certificate: str, answer: str
 ) -> None:
-    told = on(origin, "python3", "-c", LET_IN, f"{host}.test", str(port), certificate)
+    told = on(origin, "python3", "-c", LET_IN, *gate.split(), certificate)
     assert told.strip() == answer
 
 
