@@ -57,7 +57,7 @@ class Trainer:
         }
         if settings.model == "linear":
             return LinearLearner(shape, classes, **options)
-        _load_tensorflow()
+        load_tensorflow()
         from flowerbed.network import NetworkLearner
 
         return NetworkLearner(settings, shape, classes, **options)
@@ -170,7 +170,7 @@ def _seed(task: Task, partition: int) -> int:
     )
 
 
-def _load_tensorflow() -> None:
+def load_tensorflow() -> None:
     """Import TensorFlow with as many threads as can run at once.
 
     Not before it is needed: a device that waits for its first run, or trains a model without it,

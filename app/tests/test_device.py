@@ -128,7 +128,7 @@ def test_the_client_app_imports_neither_tensorflow_nor_data() -> None:
 def test_the_trainer_imports_no_data_set_library() -> None:
     code = (
         "import sys, flowerbed.trainer as trainer\n"
-        "trainer._load_tensorflow()\n"
+        "trainer.load_tensorflow()\n"
         "import flowerbed.network\n"
         "print(*(name for name, module in sys.modules.items() if module))"
     )

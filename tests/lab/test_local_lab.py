@@ -13,6 +13,7 @@ import docker
 import pytest
 import yaml
 from conftest import (
+    DATA,
     EXAMPLES,
     HOME,
     RESULTS,
@@ -149,6 +150,21 @@ def test_every_device_took_part(lab: Played, inventory: dict[str, dict[str, Any]
         assert int(row["examples"]) == held[row["device"]] // batch * batch * epochs
 
 
+def test_classes_are_as_fast_as_the_catalogue_says(
+    lab: Played, inventory: dict[str, dict[str, Any]]
+) -> None:
+    with (RESULTS / "test-first/devices.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["round"] == str(ROUNDS)]
+    measured = {row["device"]: float(row["examples_per_second"]) for row in rows}
+    by_catalogue = sorted(measured, key=lambda device: inventory[device]["device_speed"])
+    by_measure = sorted(measured, key=lambda device: measured[device])
+    ranks = [by_measure.index(device) - place for place, device in enumerate(by_catalogue)]
+    count = len(ranks)
+    correlation = 1 - 6 * sum(rank**2 for rank in ranks) / (count * (count**2 - 1))
+    print(f"rank correlation {correlation:.2f}: {measured}")
+    assert correlation == 1.0, measured
+
+
 def test_the_parts_of_a_round_add_up_to_it(lab: Played) -> None:
     rounds = {row["round"]: row for row in _rows("test-first", "rounds.csv")}
     rows = _rows("test-first", "devices.csv")
@@ -172,6 +188,7 @@ def test_run_yml_says_how_it_came_about(lab: Played) -> None:
     assert told["run"]["num_server_rounds"] == ROUNDS
     assert told["versions"]["flwr"] == "1.42.0"
     assert told["lab"]["commit"]
+    assert told["lab"]["data"]["dataset"] == str(DATA.resolve())
     assert told["lab"]["images"]["application"].startswith("flowerbed/application:")
     assert all(re.fullmatch("[0-9a-f]{64}", d["shard"]) for d in told["devices"].values())
     assert all(len(d["labels"]) == 10 for d in told["devices"].values())
