@@ -178,7 +178,7 @@ def _outcomes(record: Record) -> Iterable[Finding]:
                 Finding(
                     f"{device} {text} in {in_words(row.round for row in rows)}"
                     f"{_more(record, device, rows[-1])}.",
-                    grave=outcome != "partial",
+                    grave=outcome not in ("partial", "late"),
                 )
                 for _, device, rows in found
             ),
