@@ -205,6 +205,7 @@ class Fleet:
         self._names: set[str] = set()
         self._devices: dict[int, Device] = {}
         self._questions: dict[str, int] = {}
+        self._sessions: dict[int, str] = {}
         self._flights: dict[str, Flight] = {}
         self._settled: list[Reply] = []
         self._next_nodes = 0.0
@@ -225,9 +226,10 @@ class Fleet:
         now = time.monotonic()
         if now >= self._next_nodes:
             self._next_nodes = now + _NODE_INTERVAL
-            online = set(self._grid.get_node_ids())
+            online = {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
             self._forget_all_but(online)
-            for node in online - set(self._questions.values()) - set(self._devices):
+            for node in online.keys() - set(self._questions.values()) - set(self._devices):
+                self._sessions[node] = online[node]
                 content = RecordDict({"config": ConfigRecord(self._prepare)})
                 question = Message(content, node, "query", ttl=self._ttl)
                 for message_id in self._push([question]):
@@ -241,11 +243,20 @@ class Fleet:
             self._names = names
             self._on_change(names)
 
-    def _forget_all_but(self, online: set[int]) -> None:
-        """A device that comes back is the same node, and may have changed: it is asked again."""
-        for node in set(self._devices) - online:
+    def _forget_all_but(self, online: dict[int, str]) -> None:
+        """Forget devices that are gone, if only for a moment.
+
+        One that comes back is the same node, but knows nothing of what it was sent.
+
+        Args:
+            online: when each node that is online has connected.
+        """
+        gone = {node for node, since in self._sessions.items() if online.get(node) != since}
+        for node in gone & set(self._devices):
             log.info("%s is gone", self._devices.pop(node).name)
-        self._questions = {ask: node for ask, node in self._questions.items() if node in online}
+        self._questions = {ask: node for ask, node in self._questions.items() if node not in gone}
+        for node in gone:
+            del self._sessions[node]
 
     def _introduce(self, node: int, message: Message) -> None:
         if message.has_error():
@@ -341,7 +352,7 @@ class Fleet:
         now = time.monotonic()
         for message_id, flight in list(self._flights.items()):
             if flight.device.node_id not in self._devices:
-                reply = Reply(flight, "offline", now, "went offline")
+                reply = Reply(flight, "offline", now, "its connection was lost")
             elif now >= flight.expires:
                 patience = flight.expires - flight.sent
                 reply = Reply(flight, "timeout", now, f"no answer in {patience:.0f} s")
