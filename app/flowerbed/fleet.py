@@ -351,7 +351,7 @@ class Fleet:
             self._settled.append(_read_reply(flight, message))
         now = time.monotonic()
         for message_id, flight in list(self._flights.items()):
-            if flight.device.node_id not in self._devices:
+            if self._devices.get(flight.device.node_id) is not flight.device:
                 reply = Reply(flight, "offline", now, "its connection was lost")
             elif now >= flight.expires:
                 patience = flight.expires - flight.sent

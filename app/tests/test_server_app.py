@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -27,6 +28,8 @@ class _Link(Grid):
 
     def __init__(self, shard: Path, delays: dict[int, list[float]]) -> None:
         self.delays = delays
+        self.lost: set[int] = set()
+        """Nodes that connect anew once they have been asked to train."""
         self.trainer = Trainer(load_shard(shard))
         self.asked: list[tuple[int, int]] = []
         self._replies: dict[str, tuple[float, Message]] = {}
@@ -34,6 +37,13 @@ class _Link(Grid):
 
     def get_node_ids(self) -> list[int]:
         return list(self.delays)
+
+    def get_nodes(self) -> list[NodeInfo]:
+        lost = {node for _, node in self.asked if node in self.lost}
+        return [
+            NodeInfo(node_id=node, last_activated_at="later" if node in lost else "at first")
+            for node in self.delays
+        ]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         ids = []
@@ -104,6 +114,7 @@ def _play(
     *,
     rounds: int = 3,
     timeout: float = 20.0,
+    lost: Iterable[int] = (),
     **parameters: Any,
 ) -> tuple[_Link, list[dict[str, str]], list[dict[str, str]]]:
     """Play a run; the link, and the rows of rounds.csv and devices.csv."""
@@ -119,6 +130,7 @@ def _play(
         device_wait=20,
     )
     link = _Link(shards / "devices" / "phone", delays)
+    link.lost.update(lost)
     recorder = Recorder("run", rounds, timeout, root)
     test = load_shard(shards / "test" / "shard")
     Run(settings, make_strategy(strategy, parameters), link, recorder, test).play()
@@ -177,6 +189,19 @@ def test_flowers_strategies_wait_for_all_until_the_timeout(tmp_path: Path, shard
     ]
     waited = next(r for r in devices if (r["device"], r["round"]) == ("d1", "1"))
     assert 1.0 < float(waited["wait_seconds"]) < 2.5
+
+
+def test_a_device_that_has_connected_anew_is_not_waited_for(tmp_path: Path, shards: Path) -> None:
+    link, rounds, devices = _play(
+        tmp_path, shards, {1: [], 2: [60.0]}, "fedavg", rounds=2, timeout=30.0, lost=[2]
+    )
+    _check_books(link, rounds, devices)
+    assert [(r["device"], r["outcome"]) for r in devices if r["round"] == "1"] == [
+        ("d1", "partial"),
+        ("d2", "offline"),
+    ]
+    assert float(rounds[0]["devices_seconds"]) < 10
+    assert (2, 2) in link.asked
 
 
 def test_a_run_that_nobody_answers_fails(tmp_path: Path, shards: Path) -> None:
