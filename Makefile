@@ -103,7 +103,7 @@ role: $(test_tools) ## Verify every role on test machines (Docker); SCENARIO=doc
 	  PATH="$(bin):$$PATH" MOLECULE_COMMAND_BORDERS=false molecule test -s "$$scenario" || exit 1; \
 	done
 
-lab-test: $(test_tools) browser ## Deploy, train, disturb and remove the local lab (Docker)
+lab-test: images browser ## Deploy, train, disturb and remove the local lab (Docker)
 	$(lab_pytest) tests/lab --ignore tests/lab/test_lab_over_ssh.py
 
 ssh-lab-test: $(test_tools) ## The same for three test machines over ssh (Docker)

@@ -227,8 +227,8 @@ def _secret(path: Path) -> str:
     lines = path.read_text().splitlines()
     if len(lines) == 1:
         return lines[0]
-    # OpenSSH writes the public half first, OpenSSL the private one.
-    return lines[-2] if "OPENSSH" in lines[0] else lines[1]
+    # OpenSSH writes the public half first and padding last, OpenSSL the private half first.
+    return lines[-3] if "OPENSSH" in lines[0] else lines[1]
 
 
 def _secrets() -> dict[str, str]:
