@@ -13,7 +13,7 @@ pip  = $(bin)/python -m pip install --quiet --disable-pip-version-check
 # Written when an installation is complete, so that one which broke off is done again.
 control_node = $(VENV)/.control-node-is-ready
 test_tools   = $(VENV)/.test-tools-are-ready
-TIERS        = lint unit app rules lab-test
+TIERS        = lint unit app rules lab-test ssh-lab-test
 
 .PHONY: help
 help: ## List the targets
