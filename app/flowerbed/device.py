@@ -29,7 +29,8 @@ HEALTHY = RUN_DIRECTORY / "healthy"
 """Exists while both children run and the SuperNode answers: the container's health check."""
 _HEALTH_URL = "http://127.0.0.1:9094/health"
 _HEALTH_INTERVAL = 10.0
-_LONGEST_PAUSE = 60.0
+_LONGEST_PAUSE = 15.0
+"""A SuperNode that was killed is refused until its session has expired, about a minute later."""
 _STEADY = 120.0
 _STOP_PATIENCE = 8.0
 _OOM_SCORE_ADJUST = 900

@@ -391,7 +391,7 @@ def test_a_run_survives_its_faults(
 
     thread = threading.Thread(target=disturb)
     thread.start()
-    more = {"training_run": "test-faults", "training_rounds": 3, "training_round_timeout": 150}
+    more = {"training_run": "test-faults", "training_rounds": 5, "training_round_timeout": 150}
     play("train", **(variables | more))
     thread.join()
     assert not problems
@@ -399,7 +399,7 @@ def test_a_run_survives_its_faults(
     first = {row["device"]: row["outcome"] for row in rows if row["round"] == "1"}
     assert first[trainer] == "error"
     assert first[supernode] == first[container] == "offline"
-    last = {row["device"]: row["outcome"] for row in rows if row["round"] == "3"}
+    last = {row["device"]: row["outcome"] for row in rows if row["round"] == "5"}
     assert set(last.values()) == {"completed"}
     assert set(last) == set(inventory)
     reason = next(r["reason"] for r in rows if r["device"] == trainer and r["outcome"] == "error")
