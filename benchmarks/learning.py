@@ -14,12 +14,12 @@ import picture
 from measure import (
     HERE,
     Rows,
+    curve,
     deploy,
     devices,
     lab,
     markdown,
     publish,
-    read_rows,
     results,
     say,
     surroundings,
@@ -61,15 +61,8 @@ def main() -> None:
         say(f"{len(devices(engine))} devices; the legacy way needs {box:.0f} s for its rounds")
         for seed in seeds:
             settings = RECIPE | {"training_seed": seed, "training_rounds": ROUNDS}
-            told = read_rows(train(INVENTORY, **DEVICE, **settings) / "rounds.csv")
-            begin = float(told[0]["started"])
-            for row in told:
-                since = float(row["started"]) - begin + float(row["seconds"])
-                accuracy = round(float(row["central_accuracy"]), 4)
-                seconds = round(since, 1)
-                rows.append(
-                    {"seed": seed, "round": row["round"], "seconds": seconds, "accuracy": accuracy}
-                )
+            told = curve(train(INVENTORY, **DEVICE, **settings))
+            rows += [{"seed": seed} | row for row in told]
             say(f"seed {seed}: " + ", ".join(f"{r['accuracy']}" for r in rows if r["seed"] == seed))
             write_rows("learning", [row | {"legacy_seconds": round(box)} | here for row in rows])
     publish("learning", table())

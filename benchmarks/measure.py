@@ -98,6 +98,20 @@ def train(inventory: Path, **variables: Any) -> Path:
     return ROOT / "results" / run
 
 
+def curve(directory: Path) -> Rows:
+    """Round, seconds since the run began and central accuracy of each round of a run."""
+    told = read_rows(directory / "rounds.csv")
+    begin = float(told[0]["started"])
+    return [
+        {
+            "round": row["round"],
+            "seconds": round(float(row["started"]) - begin + float(row["seconds"]), 1),
+            "accuracy": round(float(row["central_accuracy"]), 4),
+        }
+        for row in told
+    ]
+
+
 def devices(engine: docker.DockerClient) -> dict[str, Any]:
     """The lab's device containers, running or not, by the device's name."""
     found = engine.containers.list(all=True, filters={"label": "flowerbed.part=device"})

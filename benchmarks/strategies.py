@@ -7,7 +7,6 @@ has a row for each strategy, seed and round, with the seconds since the run bega
 """
 
 import argparse
-import csv
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -18,6 +17,7 @@ import picture
 from measure import (
     HERE,
     Rows,
+    curve,
     deploy,
     lab,
     markdown,
@@ -42,8 +42,7 @@ _BUSY = ("receive", "queue", "evaluate", "train", "send")
 
 def waiting(directory: Path) -> float:
     """Share of the devices' time in which they waited for others."""
-    with (directory / "devices.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(directory / "devices.csv")
     waited = sum(float(row["wait_seconds"]) for row in rows)
     busy = sum(float(row[f"{part}_seconds"]) for row in rows for part in _BUSY)
     return waited / (waited + busy)
@@ -52,20 +51,8 @@ def waiting(directory: Path) -> float:
 def run(strategy: str, seed: int, rounds: int, **variables: Any) -> Rows:
     """Train once; a row a round."""
     directory = train(INVENTORY, training_seed=seed, training_rounds=rounds, **DATA, **variables)
-    told = read_rows(directory / "rounds.csv")
-    begin = float(told[0]["started"])
-    share = round(waiting(directory), 3)
-    rows: Rows = [
-        {
-            "strategy": strategy,
-            "seed": seed,
-            "round": row["round"],
-            "seconds": round(float(row["started"]) - begin + float(row["seconds"]), 1),
-            "accuracy": round(float(row["central_accuracy"]), 4),
-            "waiting": share,
-        }
-        for row in told
-    ]
+    share = {"waiting": round(waiting(directory), 3)}
+    rows: Rows = [{"strategy": strategy, "seed": seed} | row | share for row in curve(directory)]
     say(f"{strategy}, seed {seed}: {[(row['seconds'], row['accuracy']) for row in rows]}")
     return rows
 

@@ -6,6 +6,8 @@ import re
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +296,7 @@ def test_a_stranger_gets_nowhere(
     listed = engine.containers.get("flowerbed-superlink").exec_run(
         ["flwr", "supernode", "list", "--format", "json"]
     )
+    assert isinstance(listed.output, bytes)
     nodes = json.loads(listed.output)["nodes"]
     assert sum(node["status"] == "online" for node in nodes) == 4
 
@@ -356,6 +359,24 @@ def _kill(engine: docker.DockerClient, device: str, command: str) -> None:
     raise AssertionError(f"{device} runs no {command}")
 
 
+@contextmanager
+def _beside(disturb: Callable[[], None]) -> Iterator[None]:
+    """Disturb what happens in the block; an assertion that fails there fails the test."""
+    problems: list[str] = []
+
+    def guarded() -> None:
+        try:
+            disturb()
+        except AssertionError as error:
+            problems.append(str(error))
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    yield
+    thread.join()
+    assert not problems
+
+
 def test_a_run_survives_its_faults(
     lab: Played,
     play: Play,
@@ -365,36 +386,29 @@ def test_a_run_survives_its_faults(
 ) -> None:
     """In round 1 a trainer, a SuperNode and a container are killed; in round 2 the SuperLink."""
     trainer, supernode, container, _ = sorted(inventory)
-    problems: list[str] = []
 
     def disturb() -> None:
-        try:
-            began = int(time.time())
-            eventually(lambda: _status()["run"] == "test-faults", 120, "the run begins")
-            eventually(lambda: _status()["state"] == "running", 300, "the run is running")
-            time.sleep(1)
-            _kill(engine, supernode, "flower-supernode")
-            engine.containers.get(f"flowerbed-device-{container}").kill()
-            engine.containers.get(f"flowerbed-device-{container}").start()
-            busy = engine.containers.get(f"flowerbed-device-{trainer}")
-            at_work = b"train, round 1"
-            eventually(lambda: at_work in busy.logs(since=began), 60, f"{trainer} trains")
-            _kill(engine, trainer, "flowerbed.trainer")
-            eventually(lambda: _status()["round"] >= 1, 300, "round 1 ends")
-            time.sleep(4)
-            superlink = engine.containers.get("flowerbed-superlink")
-            superlink.kill()
-            time.sleep(5)
-            superlink.start()
-        except AssertionError as error:
-            problems.append(str(error))
+        began = int(time.time())
+        eventually(lambda: _status()["run"] == "test-faults", 120, "the run begins")
+        eventually(lambda: _status()["state"] == "running", 300, "the run is running")
+        time.sleep(1)
+        _kill(engine, supernode, "flower-supernode")
+        engine.containers.get(f"flowerbed-device-{container}").kill()
+        engine.containers.get(f"flowerbed-device-{container}").start()
+        busy = engine.containers.get(f"flowerbed-device-{trainer}")
+        at_work = b"train, round 1"
+        eventually(lambda: at_work in busy.logs(since=began), 60, f"{trainer} trains")
+        _kill(engine, trainer, "flowerbed.trainer")
+        eventually(lambda: _status()["round"] >= 1, 300, "round 1 ends")
+        time.sleep(4)
+        superlink = engine.containers.get("flowerbed-superlink")
+        superlink.kill()
+        time.sleep(5)
+        superlink.start()
 
-    thread = threading.Thread(target=disturb)
-    thread.start()
     more = {"training_run": "test-faults", "training_rounds": 5, "training_round_timeout": 150}
-    play("train", **(variables | more))
-    thread.join()
-    assert not problems
+    with _beside(disturb):
+        play("train", **(variables | more))
     rows = _rows("test-faults", "devices.csv")
     first = {row["device"]: row["outcome"] for row in rows if row["round"] == "1"}
     assert first[trainer] == "error"
@@ -416,27 +430,21 @@ def test_a_paused_device_is_alerted_and_counted(
     paused = min(inventory)
     alert = f'ALERTS{{alertname="DeviceOffline",alertstate="firing",device="{paused}"}}'
     container = engine.containers.get(f"flowerbed-device-{paused}")
-    problems: list[str] = []
 
     def disturb() -> None:
+        eventually(lambda: _status()["run"] == "test-paused", 120, "the run begins")
+        eventually(lambda: _status()["round"] >= 1, 300, "round 1 ends")
+        container.pause()
         try:
-            eventually(lambda: _status()["run"] == "test-paused", 120, "the run begins")
-            eventually(lambda: _status()["round"] >= 1, 300, "round 1 ends")
-            container.pause()
             eventually(lambda: bool(query(alert)), 240, f"the alert for {paused} fires")
-        except AssertionError as error:
-            problems.append(str(error))
         finally:
             container.unpause()
 
-    thread = threading.Thread(target=disturb)
-    thread.start()
     # Rounds of little work, so that what is waited for is the alert.
     more = {"training_run": "test-paused", "training_model": "linear", "training_rounds": 16}
     more["training_round_timeout"] = 60
-    play("train", **(variables | more))
-    thread.join()
-    assert not problems
+    with _beside(disturb):
+        play("train", **(variables | more))
     outcomes: dict[str, int] = {}
     for row in _rows("test-paused", "devices.csv"):
         if row["device"] == paused:
@@ -464,28 +472,20 @@ def test_a_stuck_device_holds_no_paced_round_up(
     box, grace = 15, 6
     stuck = min(inventory)
     container = engine.containers.get(f"flowerbed-device-{stuck}")
-    problems: list[str] = []
 
     def disturb() -> None:
         began = int(time.time())
-        try:
-            eventually(lambda: _status()["run"] == "test-paced", 120, "the run begins")
-            at_work = b"train, round 2"
-            eventually(lambda: at_work in container.logs(since=began), 120, f"{stuck} trains")
-            container.pause()
-            time.sleep(box + grace + 5)
-        except AssertionError as error:
-            problems.append(str(error))
-        finally:
-            container.unpause()
+        eventually(lambda: _status()["run"] == "test-paced", 120, "the run begins")
+        at_work = b"train, round 2"
+        eventually(lambda: at_work in container.logs(since=began), 120, f"{stuck} trains")
+        container.pause()
+        time.sleep(box + grace + 5)
+        container.unpause()
 
-    thread = threading.Thread(target=disturb)
-    thread.start()
     more = {"training_run": "test-paced", "training_strategy": "paced", "training_rounds": 5}
     more["training_strategy_parameters"] = {"box": box, "grace": grace}
-    play("train", **(variables | more))
-    thread.join()
-    assert not problems
+    with _beside(disturb):
+        play("train", **(variables | more))
     rounds, devices = _rows("test-paced", "rounds.csv"), _rows("test-paced", "devices.csv")
     # The server looks twice a second.
     assert all(float(row["devices_seconds"]) <= box + grace + 1.5 for row in rounds)

@@ -114,20 +114,23 @@ def test_only_what_differs_is_changed(
     for pretend in (True, False):
         kernel = Kernel(inside, outside)
         limits = shaping.parse(wanted)
-        assert shaping.shape("c", 7, limits, kernel.run, pretend=pretend) == bool(done)
+        found = shaping.ends(7, shaping.interfaces(kernel.run), kernel.run)
+        assert shaping.shape("c", found, limits, kernel.run, pretend=pretend) == bool(done)
         changes = [f"{command[2]} {command[4]}" for command in kernel.commands]
         assert changes == ([] if pretend else done)
 
 
 def test_a_kernel_that_keeps_other_limits_is_an_error() -> None:
     kernel = Kernel(UNLIMITED, UNLIMITED)
+    found = shaping.ends(7, shaping.interfaces(kernel.run), kernel.run)
     with pytest.raises(RuntimeError, match="c: eth0 was given"):
-        shaping.shape("c", 7, shaping.parse({"rate": "5mbit"}), kernel.run, pretend=False)
+        shaping.shape("c", found, shaping.parse({"rate": "5mbit"}), kernel.run, pretend=False)
 
 
 def test_a_container_without_a_network_of_its_own_is_an_error() -> None:
+    found = shaping.ends(7, {}, lambda _: "[]")
     with pytest.raises(RuntimeError, match="no network of its own"):
-        shaping.shape("c", 7, shaping.NO_LIMITS, lambda _: "[]", pretend=False)
+        shaping.shape("c", found, shaping.NO_LIMITS, lambda _: "[]", pretend=False)
 
 
 def test_the_kernels_disciplines_are_tried() -> None:

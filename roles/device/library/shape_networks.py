@@ -81,6 +81,8 @@ _BURST, _LEAST_BURST = 0.005, 10_000
 # The kernel counts time in ticks and loss in steps of 2^-32.
 _CLOSE = {"rate": 0, "delay": 2e-6, "jitter": 2e-6, "loss": 1e-6}
 
+_LINKS = ["ip", "-json", "link", "show"]
+
 Run = Callable[[list[str]], str]
 """Runs a command and returns what it printed."""
 
@@ -193,13 +195,16 @@ class End(NamedTuple):
             run(self.tc("qdisc", "add", "dev", self.interface, "root", *arguments))
 
 
-def ends(pid: int, run: Run) -> list[End]:
-    """Both ends of each network of the container with this process."""
+def interfaces(run: Run) -> dict[int, str]:
+    """The machine's own interfaces by their numbers."""
+    return {link["ifindex"]: link["ifname"] for link in json.loads(run(_LINKS))}
+
+
+def ends(pid: int, here: dict[int, str], run: Run) -> list[End]:
+    """Both ends of each network of the container with this process; `here` as of `interfaces`."""
     inside = ("nsenter", f"--net=/proc/{pid}/ns/net")
-    links = ["ip", "-json", "link", "show"]
-    here = {link["ifindex"]: link["ifname"] for link in json.loads(run(links))}
     found = []
-    for link in json.loads(run([*inside, *links])):
+    for link in json.loads(run([*inside, *_LINKS])):
         # The loopback interface has no other end.
         if link.get("link_index") in here:
             found += [End(inside, link["ifname"]), End((), here[link["link_index"]])]
@@ -217,13 +222,15 @@ def processes(names: list[str], run: Run) -> dict[str, int]:
     return {name: int(pids[name]) for name in running if int(pids[name])}
 
 
-def shape(name: str, pid: int, limits: Limits, run: Run, *, pretend: bool) -> bool:
+def shape(name: str, found: list[End], limits: Limits, run: Run, *, pretend: bool) -> bool:
     """Bring one container's network to its limits; whether there was anything to do.
+
+    Args:
+        found: the ends of its network.
 
     Raises:
         RuntimeError: it has none, or the kernel keeps others than it was given.
     """
-    found = ends(pid, run)
     if not found:
         raise RuntimeError(f"{name} has no network of its own that could be limited")
     differing = [end for end in found if not end.has(limits, run)]
@@ -266,10 +273,11 @@ def main() -> None:
     try:
         limits = {name: parse(entry) for name, entry in wanted.items()}
         running = processes(sorted(wanted), run)
+        here = interfaces(run) if running else {}
         shaped = [
             name
             for name, pid in running.items()
-            if shape(name, pid, limits[name], run, pretend=module.check_mode)
+            if shape(name, ends(pid, here, run), limits[name], run, pretend=module.check_mode)
         ]
     except (ValueError, RuntimeError) as error:
         module.fail_json(msg=str(error))
