@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 from measure import RESULTS
 
@@ -39,6 +40,28 @@ def lines(
     figure, axes = plt.subplots(figsize=(7, 3.5))
     for title, (xs, ys) in curves.items():
         axes.plot(xs, ys, "o-", label=title, markersize=4)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_ylim(bottom=0)
+    axes.spines["right"].set_visible(False)
+    axes.legend(frameon=False)
+    _save(figure, name)
+
+
+def ribbons(
+    name: str,
+    curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]],
+    end: float,
+    x: str,
+    y: str,
+) -> None:
+    """The median of each group of curves in a ribbon from least to greatest, up to `end`."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    grid = np.linspace(0, end, 200)
+    for title, group in curves.items():
+        values = np.array([np.interp(grid, *np.array(points).T) for points in group])
+        (line,) = axes.plot(grid, np.median(values, axis=0), label=title)
+        axes.fill_between(grid, values.min(0), values.max(0), color=line.get_color(), alpha=0.15)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_ylim(bottom=0)

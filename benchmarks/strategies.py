@@ -1,43 +1,90 @@
-"""What pacing is worth: the same unequal devices and shards under FedAvg and time-boxed rounds.
+"""What managing unequal devices is worth: strategies on the same six devices and shards.
 
-    python benchmarks/strategies.py [--seeds 42 43 44] [--rounds 4]
+    python benchmarks/strategies.py [--ways paced fedbuff] [--seeds 42 43 44] [--rounds 5]
 
-FedAvg runs for some rounds; `paced` for as long, in rounds of its own box. results/strategies.csv
-has a row for each strategy, seed and round, with the seconds since the run began.
+With each seed, FedAvg runs for some rounds and every other way for about as long. Ways that are not
+named keep the rows that they have. results/strategies.csv has a row for each way, seed and round,
+with the seconds since the run began.
 """
 
 import argparse
+import math
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import docker
 import picture
 from measure import (
     HERE,
+    RESULTS,
     Rows,
     curve,
     deploy,
     lab,
     markdown,
+    play,
     publish,
     read_rows,
     results,
     say,
+    spread,
     surroundings,
     train,
     write_rows,
 )
 
 INVENTORY = HERE / "unequal"
-BOX, GRACE = 30.0, 5.0
+BOX, GRACE = 20.0, 5.0
 DATA = {"training_examples": 24000}
-PACED = {
-    "training_strategy": "paced",
-    "training_strategy_parameters": {"box": BOX, "grace": GRACE},
-}
+BASE = "fedavg"
 _BUSY = ("receive", "queue", "evaluate", "train", "send")
+_CHANCE = 0.1
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train.
+
+    Attributes:
+        title: in tables and pictures.
+        pace: its rounds in the time of one of FedAvg's, about.
+        run: its run configuration.
+        devices: what devices have, where it is not what the inventory says.
+    """
+
+    title: str
+    pace: float
+    run: dict[str, Any]
+    devices: dict[str, Any] = field(default_factory=dict)
+
+
+def _paced(**devices: Any) -> dict[str, Any]:
+    parameters = {"box": BOX, "grace": GRACE}
+    return {
+        "run": {"training_strategy": "paced", "training_strategy_parameters": parameters},
+        "devices": devices,
+    }
+
+
+WAYS = {
+    "original": Way(
+        "Flower's example: MobileNetV2 0.1 as Keras has it, Adam, FedAvg",
+        1,
+        {
+            "training_model": "mobilenetv2",
+            "training_model_alpha": 0.1,
+            "training_recipe": "original",
+        },
+        {"device_optimizer": "adam", "device_learning_rate": 0.001},
+    ),
+    BASE: Way("FedAvg", 1, {}),
+    "tifl": Way("TiFL", 2, {"training_strategy": "tifl"}),
+    "oort": Way("Oort", 2, {"training_strategy": "oort"}),
+    "fedbuff": Way("FedBuff", 4, {"training_strategy": "fedbuff"}),
+    "paced": Way("paced", 2, **_paced()),
+}
 
 
 def waiting(directory: Path) -> float:
@@ -48,86 +95,127 @@ def waiting(directory: Path) -> float:
     return waited / (waited + busy)
 
 
-def run(strategy: str, seed: int, rounds: int, **variables: Any) -> Rows:
+def run(name: str, seed: int, rounds: int) -> Rows:
     """Train once; a row a round."""
-    directory = train(INVENTORY, training_seed=seed, training_rounds=rounds, **DATA, **variables)
-    share = {"waiting": round(waiting(directory), 3)}
-    rows: Rows = [{"strategy": strategy, "seed": seed} | row | share for row in curve(directory)]
-    say(f"{strategy}, seed {seed}: {[(row['seconds'], row['accuracy']) for row in rows]}")
+    directory = train(
+        INVENTORY, training_seed=seed, training_rounds=rounds, **DATA, **WAYS[name].run
+    )
+    longest = max(float(row["devices_seconds"]) for row in read_rows(directory / "rounds.csv"))
+    told = {"waiting": round(waiting(directory), 3), "longest_round": round(longest, 1)}
+    rows: Rows = [{"way": name, "seed": seed} | row | told for row in curve(directory)]
+    say(f"{name}, seed {seed}: {[(row['seconds'], row['accuracy']) for row in rows]}, {told}")
     return rows
 
 
 def main() -> None:
-    """Deploy once, train with each strategy and seed, publish."""
+    """Deploy, train each way with each seed, publish."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--rounds", type=int, default=4, help="of FedAvg")
+    parser.add_argument("--rounds", type=int, default=5, help="of FedAvg")
     arguments = parser.parse_args()
     here = surroundings(docker.from_env())
-    rows: Rows = []
+    there = RESULTS / "strategies.csv"
+    rows = (
+        [row for row in read_rows(there) if row["way"] not in arguments.ways]
+        if (there.exists())
+        else []
+    )
     with lab():
         deploy(INVENTORY, **DATA)
+        deployed: dict[str, Any] = {}
         for seed in arguments.seeds:
-            average = run("fedavg", seed, arguments.rounds)
-            boxes = max(1, round(average[-1]["seconds"] / (BOX + 1)))
-            rows += [*average, *run("paced", seed, boxes, **PACED)]
-            write_rows("strategies", [row | here for row in rows])
+            for name in arguments.ways:
+                way = WAYS[name]
+                if way.devices != deployed:
+                    deployed = way.devices
+                    play("playbooks/devices.yml", INVENTORY, **DATA, **deployed)
+                told = run(name, seed, math.ceil(arguments.rounds * way.pace))
+                rows += [row | here for row in told]
+                write_rows("strategies", rows)
     publish("strategies", table())
+    show()
+
+
+def show() -> None:
+    """The picture: a line a way, and the spread over the seeds."""
+    rows = results("strategies")
+    end = min(_end(rows, seed) for seed in _seeds(rows))
     curves = {}
-    for strategy in ("fedavg", "paced"):
-        for seed in arguments.seeds:
-            own = _of(rows, strategy, seed)
-            curves[f"{strategy}, seed {seed}"] = (
-                [float(row["seconds"]) for row in own],
-                [float(row["accuracy"]) for row in own],
-            )
-    picture.lines("strategies", curves, "seconds", "central accuracy")
+    for name, way in WAYS.items():
+        own = [_curve(rows, name, seed) for seed in _seeds(rows) if _of(rows, name, seed)]
+        if own:
+            curves[way.title.partition(":")[0]] = own
+    picture.ribbons("strategies", curves, end, "seconds", "central accuracy")
 
 
-def _of(rows: Rows, strategy: str, seed: int) -> Rows:
-    return [row for row in rows if row["strategy"] == strategy and int(row["seed"]) == seed]
+def _of(rows: Rows, name: str, seed: int) -> Rows:
+    return [row for row in rows if row["way"] == name and int(row["seed"]) == seed]
 
 
-def reached(rows: Rows, accuracy: float) -> float | None:
+def _seeds(rows: Rows) -> list[int]:
+    return sorted({int(row["seed"]) for row in rows if row["way"] == BASE})
+
+
+def _end(rows: Rows, seed: int) -> float:
+    """Seconds that FedAvg took with a seed."""
+    return float(_of(rows, BASE, seed)[-1]["seconds"])
+
+
+def _curve(rows: Rows, name: str, seed: int) -> list[tuple[float, float]]:
+    """Seconds and accuracy, from the beginning on."""
+    own = _of(rows, name, seed)
+    return [(0.0, _CHANCE), *((float(row["seconds"]), float(row["accuracy"])) for row in own)]
+
+
+def accuracy_at(points: list[tuple[float, float]], seconds: float) -> float:
+    """That of the last round that had ended by then."""
+    return [accuracy for when, accuracy in points if when <= seconds][-1]
+
+
+def reached(points: list[tuple[float, float]], accuracy: float) -> float:
     """Seconds until a run has an accuracy, between two rounds by the straight line."""
-    points = [(0.0, 0.1)] + [(float(row["seconds"]), float(row["accuracy"])) for row in rows]
     for (before, low), (after, high) in pairwise(points):
         if high >= accuracy:
             return before + (after - before) * (accuracy - low) / (high - low)
-    return None
+    return math.inf
 
 
 def table() -> str:
-    """A row a seed: when `paced` is where FedAvg ends, and where it is when FedAvg ends."""
+    """A row a way, each seed against FedAvg with the same seed."""
     rows = results("strategies")
     body = []
-    shares = []
-    for seed in sorted({int(row["seed"]) for row in rows}):
-        average, paced = _of(rows, "fedavg", seed), _of(rows, "paced", seed)
-        end, goal = float(average[-1]["seconds"]), float(average[-1]["accuracy"])
-        when = reached(paced, goal)
-        within = [row for row in paced if float(row["seconds"]) <= end] or paced[:1]
-        shares.append(when / end if when else float("inf"))
-        waited = [100 * float(rows_of[0]["waiting"]) for rows_of in (average, paced)]
+    for name, way in WAYS.items():
+        seeds = [seed for seed in _seeds(rows) if _of(rows, name, seed)]
+        if not seeds:
+            continue
+        accuracies, shares, better = [], [], 0
+        for seed in seeds:
+            end, own = _end(rows, seed), _curve(rows, name, seed)
+            goal = _curve(rows, BASE, seed)[-1][1]
+            accuracies.append(accuracy_at(own, end))
+            shares.append(reached(own, goal) / end)
+            better += accuracies[-1] > goal
+        last = [_of(rows, name, seed)[-1] for seed in seeds]
+        missed = sum(map(math.isinf, shares))
         body.append(
             [
-                seed,
-                f"{goal:.3f} after {end:.0f} s",
-                f"after {when:.0f} s" if when else "not reached",
-                f"{shares[-1]:.2f}",
-                f"{float(within[-1]['accuracy']):.3f}",
-                f"{waited[0]:.0f} / {waited[1]:.0f}",
+                way.title,
+                spread(accuracies, 3),
+                "" if name == BASE else f"{better} of {len(seeds)}",
+                f"not with {missed} of {len(seeds)}" if missed else spread(shares, 2),
+                spread([100 * float(row["waiting"]) for row in last], 0),
+                spread([float(row["longest_round"]) for row in last], 0),
             ]
         )
-    body.append(["median", "", "", f"{median(shares):.2f}", "", ""])
     return markdown(
         [
-            "seed",
-            "FedAvg's accuracy",
-            "`paced` has it",
-            "share of the time",
-            "`paced` at that time",
-            "waiting, %, FedAvg / `paced`",
+            "",
+            "accuracy when FedAvg ends",
+            "above FedAvg, seeds",
+            "has FedAvg's last accuracy after, of its time",
+            "waiting, %",
+            "longest round, s",
         ],
         body,
     )
