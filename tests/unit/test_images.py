@@ -139,10 +139,21 @@ def test_a_bundle_names_what_was_pulled_by_its_digest() -> None:
     assert images["dependencies"]["file"] == images["application"]["file"] == "application.tar"
     assert images["application"]["reference"] == "flowerbed/application:2"
     assert images["grafana"]["reference"] == "flowerbed/grafana:abababababab"
-    assert bundle.bundle_candidates(_manifest())["grafana"] == {
-        "archive": "flowerbed/grafana:abababababab"
+
+
+def test_what_a_bundle_has_brought_is_there_without_it() -> None:
+    known = {"dependencies": KNOWN["dependencies"], "grafana": KNOWN["grafana"]}
+    names = {
+        "dependencies": {"archive": "flowerbed/dependencies:1"},
+        "grafana": {"archive": "flowerbed/grafana:abababababab"},
     }
-    assert bundle.bundle_candidates({}) == {}
+    assert bundle.bundle_candidates(_manifest(), known, []) == names
+    there = [name["archive"] for name in names.values()]
+    assert bundle.bundle_candidates({}, known, [*there, "another:1"]) == names
+    assert bundle.bundle_candidates({}, known, []) == {}
+    assert _problems({}, needed=[]) == []
+    assert _problems({}, needed=["grafana"]) == []
+    assert _problems(_manifest(), needed=[], architecture="aarch64") == []
 
 
 def test_a_bundle_of_these_files_is_good() -> None:

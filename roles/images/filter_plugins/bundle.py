@@ -48,10 +48,28 @@ def bundle_file(told: Mapping[str, Any]) -> dict[str, Any]:
     return {"sha256": told["checksum"], "bytes": told["size"]}
 
 
-def bundle_candidates(manifest: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """What the source `archive` calls each image of a bundle."""
-    images = manifest.get("images") or {}
-    return {image: {"archive": entry["reference"]} for image, entry in images.items()}
+def _right(image: str, known: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """What an image may be called that a bundle of these files has brought."""
+    return [bundled(reference, image) for reference in known[image].values()]
+
+
+def bundle_candidates(
+    manifest: Mapping[str, Any],
+    known: Mapping[str, Mapping[str, str]],
+    present: Iterable[str],
+) -> dict[str, dict[str, str]]:
+    """What the source `archive` calls each image: what is there already, or else in the bundle.
+
+    For the arguments see `bundle_problems`; `present` are the names that the engine knows.
+    """
+    have, images = set(present), manifest.get("images") or {}
+    names = {image: [name for name in _right(image, known) if name in have] for image in known}
+    names |= {
+        image: [images[image]["reference"]]
+        for image, found in names.items()
+        if not found and image in images
+    }
+    return {image: {"archive": found[0]} for image, found in names.items() if found}
 
 
 def bundle_problems(
@@ -67,16 +85,19 @@ def bundle_problems(
 
     Args:
         manifest: the bundle's; empty where it has none.
-        needed: images that the machine needs.
+        needed: images that the machine needs and has not.
         known: image to what each other source calls it, with these files.
         optional: images that a bundle may lack.
         architecture: the machine's, as its engine says it; empty where there is none yet.
         sizes: bytes of each file that is there.
     """
+    needed = list(needed)
     if not manifest:
+        if set(needed) <= set(optional):
+            return []
         return ["it has no manifest.yml, which is written last: it is no bundle, or half of one"]
     problems = []
-    if architecture and architecture != manifest["architecture"]:
+    if needed and architecture and architecture != manifest["architecture"]:
         problems.append(
             f"its images are for {manifest['architecture']}, and the machine is {architecture}: "
             "make one on a machine of that architecture, and name it for this one alone, in "
@@ -89,7 +110,7 @@ def bundle_problems(
             if image not in optional:
                 problems.append(f"it has no image of {image}")
             continue
-        right = [bundled(reference, image) for reference in known[image].values()]
+        right = _right(image, known)
         if entry["reference"] not in right:
             problems.append(
                 f"its image of {image} is {entry['reference']}, and this Flowerbed needs "
