@@ -333,7 +333,9 @@ def prepare(plan: Plan, output: Path) -> dict[str, Any]:
         manifest["test"] = _write_shard(output / "test" / "shard", arrays, 0, classes)
     for stale in {path.name for path in (output / "devices").glob("*")} - set(manifest["shards"]):
         shutil.rmtree(output / "devices" / stale)
-    (output / MANIFEST).write_text(json.dumps(manifest, indent=2))
+    draft = output / f"{MANIFEST}.draft"
+    draft.write_text(json.dumps(manifest, indent=2))
+    draft.replace(output / MANIFEST)
     print(f"prepared {manifest['dataset']} in {time.monotonic() - started:.1f} s", flush=True)
     return manifest
 

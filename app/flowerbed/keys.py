@@ -46,7 +46,9 @@ def keep_keys(directory: Path, devices: list[str]) -> dict[str, str]:
             draft.replace(path)
         key = load_ssh_private_key(path.read_bytes(), None).public_key()
         public[device] = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-    (directory / PUBLIC).write_text(json.dumps(public, indent=2) + "\n")
+    draft = directory / f"{PUBLIC}.draft"
+    draft.write_text(json.dumps(public, indent=2) + "\n")
+    draft.replace(directory / PUBLIC)
     return public
 
 

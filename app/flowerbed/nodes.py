@@ -74,7 +74,8 @@ def register(device: str, key: str) -> str:
 def hold(record: Path, wanted: dict[str, str | None]) -> dict[str, list[str]]:
     """Register devices that are not, remove those that are not wanted or have another key.
 
-    The record is written after each, so that it is right wherever this is broken off.
+    The record is written after each, so that it is right wherever this is broken off; a node that
+    is in none was registered just then, and is removed.
 
     Raises:
         NodesError: the SuperLink refused.
@@ -89,6 +90,8 @@ def hold(record: Path, wanted: dict[str, str | None]) -> dict[str, list[str]]:
         draft.replace(record)
 
     changed: dict[str, list[str]] = {"registered": [], "removed": []}
+    for stray in sorted(listed - {node.node_id for node in known.values()}):
+        flwr("unregister", stray)
     for device, node in sorted(known.items()):
         right = device in wanted and wanted[device] in (node.key, None)
         if right and node.node_id in listed:

@@ -153,13 +153,35 @@ def named_in(devices: list[str], text: str) -> list[str]:
     ]
 
 
+def in_reach(devices: list[str], reached: list[str], hostvars: Mapping[str, Any]) -> list[str]:
+    """The devices that nothing has happened to, nor to their machines, among hosts `reached`."""
+    return [
+        device
+        for device in devices
+        if device in reached and machine_of(device, hostvars) in reached
+    ]
+
+
+def out_of_reach(
+    devices: list[str], machines: list[str], reached: list[str], hostvars: Mapping[str, Any]
+) -> dict[str, list[str]]:
+    """The other devices by their machines, and machines without a device that are not reached."""
+    away: dict[str, list[str]] = {machine: [] for machine in machines if machine not in reached}
+    for device in sorted(set(devices) - set(in_reach(devices, reached, hostvars))):
+        away.setdefault(machine_of(device, hostvars), []).append(device)
+    return dict(sorted(away.items()))
+
+
 def cadvisor_targets(
-    machines: list[str], hostvars: Mapping[str, Any], coordinators: list[str]
+    machines: list[str],
+    hostvars: Mapping[str, Any],
+    coordinators: list[str],
+    reached: list[str],
 ) -> list[dict[str, Any]]:
     """The cAdvisor of each machine, as Prometheus on the coordinator reaches it.
 
     The coordinator's own by the container's name in the lab's Docker network, another machine's by
-    its address, where the gate wants to see a certificate.
+    its address, where the gate wants to see a certificate. One that is not `reached` is `away`.
     """
 
     def target(machine: str) -> dict[str, Any]:
@@ -167,10 +189,11 @@ def cadvisor_targets(
         if machine in coordinators:
             return {"address": "flowerbed-cadvisor:8080", "labels": labels}
         port = hostvars[machine].get("cadvisor_port", 8080)
+        away = {} if machine in reached else {"away": True}
         return {
             "address": f"{address_of(machine, hostvars)}:{port}",
             "labels": labels | {"__scheme__": "https"},
-        }
+        } | away
 
     return [{"job": "cadvisor", **target(machine)} for machine in machines]
 
@@ -185,11 +208,13 @@ class FilterModule:
             "cadvisor_targets": cadvisor_targets,
             "class_of": class_of,
             "devices_on": devices_on,
+            "in_reach": in_reach,
             "keys_of": keys_of,
             "machine_of": machine_of,
             "named_in": named_in,
             "names_of": names_of,
             "networks_on": networks_on,
+            "out_of_reach": out_of_reach,
             "quota_of": quota_of,
             "served": served,
         }

@@ -15,7 +15,17 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import DATA, RESULTS, ROOT, Play, Played, program
+from conftest import (
+    DATA,
+    RESULTS,
+    ROOT,
+    Play,
+    Played,
+    assert_no_more_rights_than_needed,
+    program,
+    published,
+    secret_in,
+)
 
 SCENARIO = ROOT / "molecule/lab"
 EPHEMERAL = ROOT / ".cache/lab-machines"
@@ -87,19 +97,20 @@ def inventory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def over_ssh(play: Play, inventory: Path) -> Callable[..., Played]:
     """Run a playbook on the three machines."""
-    environment = {"ANSIBLE_SSH_ARGS": f"-F {EPHEMERAL}/ssh_config"}
+    # As in ansible.cfg: one that falls silent is given up.
+    environment = {"ANSIBLE_SSH_ARGS": f"-F {EPHEMERAL}/ssh_config -o ServerAliveInterval=5"}
 
-    def run(playbook: str, **variables: Any) -> Played:
-        return play(playbook, inventory=inventory, env=environment, **variables)
+    def run(playbook: str, *arguments: str, **variables: Any) -> Played:
+        return play(playbook, *arguments, inventory=inventory, env=environment, **variables)
 
     return run
 
 
 @pytest.fixture(scope="module")
 def lab(machines: list[str], over_ssh: Callable[..., Played]) -> Played:
-    """site.yml on machines without a lab: deployed and trained."""
+    """site.yml on machines without a lab, as talkative as can be: deployed and trained."""
     subprocess.run(["rm", "-rf", str(RESULTS / RUN)], check=True)
-    return over_ssh("site")
+    return over_ssh("site", "--diff", "-v")
 
 
 def _devices(inventory: Path) -> dict[str, dict[str, Any]]:
@@ -202,13 +213,33 @@ def test_nothing_but_gates_is_published(lab: Played, machines: list[str], on: On
     ports = {"server": {"9092", "5000"}, "desk": {"8080"}, "pi-1": {"8080"}}
     for machine in machines:
         for name, container in _containers(on, machine).items():
-            published = {
-                binding["HostPort"]
-                for bindings in (container["HostConfig"]["PortBindings"] or {}).values()
-                for binding in bindings
-                if binding["HostIp"] != "127.0.0.1"
-            }
-            assert published == (ports[machine] if name == "flowerbed-gate" else set()), name
+            outside = {port for address, port in published(container) if address != "127.0.0.1"}
+            assert outside == (ports[machine] if name == "flowerbed-gate" else set()), name
+
+
+def test_containers_have_no_more_rights_than_they_need(
+    lab: Played, machines: list[str], on: On
+) -> None:
+    for machine in machines:
+        for container in _containers(on, machine).values():
+            assert_no_more_rights_than_needed(container)
+
+
+def test_no_secret_is_shown(lab: Played, machines: list[str], on: On, inventory: Path) -> None:
+    """Not when everything is new and Ansible tells all that it does."""
+    texts = {str(path): path.read_text() for path in (inventory / ".secrets").rglob("*.key")}
+    for machine in machines:
+        home = "/var/lib/flowerbed"
+        found = on(machine, "find", f"{home}/keys", "-name", "key").split()
+        found.append(f"{home}/certificates/machine.key")
+        if machine == "server":
+            found.append(f"{home}/superlink/secrets/superexec")
+        texts |= {f"{machine}:{path}": on(machine, "cat", path) for path in found}
+    assert len(texts) == 1 + 3 + 3 + 6 + 1  # authority, machines (there too), devices, executor
+    password = inventory / ".secrets/grafana_admin_password"
+    if password.exists():  # where there is a Grafana
+        texts[str(password)] = password.read_text()
+    assert [name for name, text in texts.items() if secret_in(text.strip()) in lab.output] == []
 
 
 def test_machines_without_the_build_have_the_registrys_images(lab: Played, on: On) -> None:
@@ -223,6 +254,37 @@ def test_a_second_run_changes_nothing(lab: Played, over_ssh: Callable[..., Playe
     played = over_ssh("site")
     assert played.changed == 0
     assert f"has trained before ({RUN})" in played.output
+
+
+def test_a_machine_that_is_away_takes_its_devices_with_it(
+    lab: Played, machines: list[str], over_ssh: Callable[..., Played], inventory: Path
+) -> None:
+    """Then nothing is done, unless the lab may do without it. The next test has it back."""
+    away = {"training_start": "always", "training_rounds": 1, "training_run": "test-away"}
+    subprocess.run(["docker", "pause", "flowerbed-test-lab-pi-1"], check=True)
+    try:
+        refused = over_ssh("site", ok=False, **away)
+        stopped = over_ssh("train", ok=False, **away)
+        assert not (RESULTS / "test-away").exists()
+        played = over_ssh("site", ok=False, lab_require_all_machines=False, **away)
+    finally:
+        subprocess.run(["docker", "unpause", "flowerbed-test-lab-pi-1"], check=True)
+    assert refused.code != 0
+    assert "pi-1: cannot be reached" in refused.output
+    assert not re.search(r"changed=[1-9]", refused.output)
+    assert stopped.code != 0
+    assert "Nothing is trained without all machines" in stopped.output
+    assert re.search(r"^ +pi-1: pi-1$", stopped.output, re.MULTILINE)
+    # Ansible's own way to say that a host was not reached.
+    assert played.code == 4
+    warning = r"WARNING: pi-1: cannot be reached .* with its devices \(pi-1\)"
+    assert re.search(warning, " ".join(played.output.split()))
+    assert re.search(r"pi-1: pi-1\W*$", played.output, re.MULTILINE)
+    with (RESULTS / "test-away/devices.csv").open() as lines:
+        took_part = {row["device"] for row in csv.DictReader(lines)}
+    assert took_part == _devices(inventory).keys() - {"pi-1"}
+    told = yaml.safe_load((RESULTS / "test-away/run.yml").read_text())
+    assert told["lab"]["out_of_reach"] == {"pi-1": ["pi-1"]}
 
 
 def test_a_device_comes_and_one_goes(
@@ -264,3 +326,35 @@ def test_teardown_leaves_the_machines_as_they_were(
         assert sorted(networks) == ["bridge", "host", "none"]
         assert on(machine, "find", "/etc/docker", "-name", "server.test*") == ""
         assert _files(on, machine) == found[machine]
+
+
+def test_a_bundle_installs_a_lab_that_reaches_nothing(
+    machines: list[str],
+    play: Play,
+    over_ssh: Callable[..., Played],
+    on: On,
+    inventory: Path,
+) -> None:
+    """On machines that have nothing but an engine, and no way out of their own network."""
+    bundle = inventory.with_name("bundle")
+    play("bundle", images_archive=str(bundle))
+    manifest = yaml.safe_load((bundle / "manifest.yml").read_text())
+    images = manifest["images"]
+    wanted = {"dependencies", "application", "cadvisor", "prometheus", "gate"}
+    assert set(images) - {"grafana"} == wanted
+    assert {path.name for path in bundle.iterdir()} == {"manifest.yml", *manifest["files"]}
+    for machine in machines:
+        assert on(machine, "docker", "images", "-q") == ""
+        on(machine, "ip", "route", "delete", "default")
+    more = {"images_source": "archive", "images_archive": str(bundle), "training_rounds": 1}
+    more |= {"training_run": "test-archive", "training_model": "linear"}
+    played = over_ssh("site", **more)
+    assert not re.search(r"TASK \[images : (Build|Pull: |Make a Debian|Pack)", played.output)
+    told = yaml.safe_load((RESULTS / "test-archive/run.yml").read_text())
+    assert told["lab"]["images"] == {
+        name: images[name]["reference"] for name in images if name != "dependencies"
+    }
+    with (RESULTS / "test-archive/devices.csv").open() as lines:
+        outcomes = {row["device"]: row["outcome"] for row in csv.DictReader(lines)}
+    assert outcomes == dict.fromkeys(_devices(inventory), "completed")
+    assert over_ssh("site", **more).changed == 0

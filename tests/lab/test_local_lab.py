@@ -23,11 +23,14 @@ from conftest import (
     ROUNDS,
     Play,
     Played,
+    assert_no_more_rights_than_needed,
     eventually,
     on_a_terminal,
     prometheus,
+    published,
     query,
     run_yml,
+    secret_in,
 )
 from dashboards import DASHBOARDS, Query, queries
 from dashboards import variables as variables_of
@@ -79,22 +82,8 @@ def test_containers_have_no_more_rights_than_they_need(
     containers = engine.containers.list(filters={"label": "flowerbed.part"})
     assert len(containers) == 4 + 5
     for container in containers:
-        host, config = container.attrs["HostConfig"], container.attrs["Config"]
-        name = container.name
-        assert not host["Privileged"], name
-        assert host["CapDrop"] == ["ALL"], name
-        assert not host["CapAdd"], name
-        assert host["ReadonlyRootfs"], name
-        assert any(option.startswith("no-new-privileges") for option in host["SecurityOpt"]), name
-        assert host["PidsLimit"], name
-        assert host["LogConfig"]["Config"]["max-size"], name
-        assert host["RestartPolicy"]["Name"] == "unless-stopped", name
-        assert config["Healthcheck"], name
-        if name != "flowerbed-cadvisor":  # reads every cgroup, and holds no capability
-            assert config["User"] not in ("", "0", "root"), name
-            assert not any("docker.sock" in bind for bind in host["Binds"] or []), name
-        for bindings in (host["PortBindings"] or {}).values():
-            assert {binding["HostIp"] for binding in bindings} == {"127.0.0.1"}, name
+        assert_no_more_rights_than_needed(container.attrs)
+        assert {address for address, _ in published(container.attrs)} <= {"127.0.0.1"}
 
 
 def test_prometheus_sees_everything(lab: Played, inventory: dict[str, dict[str, Any]]) -> None:
@@ -224,20 +213,11 @@ def test_a_second_run_changes_nothing(lab: Played, play: Play, variables: dict[s
     assert "has trained before (test-first)" in played.output
 
 
-def _secret(path: Path) -> str:
-    """The line of a file that no other key has and that is not public."""
-    lines = path.read_text().splitlines()
-    if len(lines) == 1:
-        return lines[0]
-    # OpenSSH writes the public half first and padding last, OpenSSL the private half first.
-    return lines[-3] if "OPENSSH" in lines[0] else lines[1]
-
-
 def _secrets() -> dict[str, str]:
     """Every secret of the lab, by its file."""
     keys = [*(ROOT / "inventory/local/.secrets").rglob("*.key"), *HOME.glob("keys/*/key")]
     keys += [HOME / "certificates/machine.key", HOME / "superlink/secrets/superexec"]
-    return {str(path): _secret(path) for path in keys}
+    return {str(path): secret_in(path.read_text()) for path in keys}
 
 
 def test_keys_are_new_after_a_rotation_and_no_secret_is_shown(
@@ -311,6 +291,47 @@ def test_status_is_a_table(lab: Played, play: Play, inventory: dict[str, dict[st
         line = next(line for line in output.splitlines() if f"{device} " in line)
         for value in (wanted["device_speed"], wanted["device_memory"], "Up ", "completed"):
             assert str(value) in line
+
+
+def _lab(engine: docker.DockerClient) -> dict[str, Any]:
+    """All that the lab is on this machine: containers and what they are made from, and files."""
+    containers = engine.containers.list(all=True, filters={"label": "flowerbed.part"})
+    made = {
+        container.name: [container.status, container.attrs["Image"], container.attrs["HostConfig"]]
+        + [container.attrs["Config"][part] for part in ("Cmd", "Env", "Labels", "User")]
+        for container in containers
+    }
+    # What runs write goes on meanwhile.
+    kept = [path for path in HOME.rglob("*") if not {"prometheus", "superlink"} & {*path.parts}]
+    folders = [*Path("/var/cache").glob("flowerbed*"), *Path("/var/tmp").glob("*.flowerbed*")]
+    return {"containers": made, "files": sorted(map(str, kept)), "folders": folders}
+
+
+def test_what_is_broken_off_anywhere_ends_the_same(
+    lab: Played,
+    play: Play,
+    variables: dict[str, Any],
+    engine: docker.DockerClient,
+    inventory: dict[str, dict[str, Any]],
+) -> None:
+    """In mid-run, and while images are built and services and devices started."""
+    before = _lab(engine)
+    assert before["folders"] == []
+    more = {"training_run": "test-broken-off", "training_model": "linear", "training_rounds": 3}
+    play("train", until=" 1/3 ", **(variables | more))
+    # It stays, as containers run on it, and is built anew from what was built before.
+    engine.images.remove(run_yml("test-first")["lab"]["images"]["application"], force=True)
+    play("site", until="images : Build the application", **variables)
+    eventually(lambda: _status()["state"] == "completed", 120, "the run goes on alone")
+    for name in ("metrics", f"device-{min(inventory)}"):
+        engine.containers.get(f"flowerbed-{name}").remove(force=True)
+    play("site", until="superlink : Start SuperLink", **variables)
+    play("site", until="device : Start the container", **variables)
+    assert not (RESULTS / "test-broken-off/report.html").exists()
+    play("site", **variables)
+    assert (RESULTS / "test-broken-off/report.html").exists()
+    assert play("site", **variables).changed == 0
+    assert _lab(engine) == before
 
 
 def _add_device(tmp_path: Path) -> Path:

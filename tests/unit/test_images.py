@@ -1,11 +1,17 @@
 """Images and dependencies are pinned: versions and digests in one file, hashes in the locks."""
 
 import re
+import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from repository import ROOT, files, read_yaml, texts
+from repository import ROOT, files, load, program, read_yaml, texts
+
+bundle = load(ROOT / "roles/images/filter_plugins/bundle.py")
 
 VERSIONS = "roles/images/vars/main.yml"
 REGISTRIES = re.compile(r"\b(?:docker|ghcr|quay|gcr)\.io/")
@@ -91,3 +97,111 @@ def test_the_control_node_is_pinned(file: str) -> None:
     requirements = _requirements(file)
     assert requirements
     assert [str(each) for each in requirements if not _pinned(each)] == []
+
+
+# --- bundles -------------------------------------------------------------------------------------
+
+PULLED = f"docker.io/grafana/grafana@sha256:{'ab' * 32}"
+BUNDLED: dict[str, str] = {
+    "dependencies": "flowerbed/dependencies:1",
+    "application": "flowerbed/application:2",
+    "grafana": PULLED,
+}
+KNOWN = {
+    "dependencies": {"registry": "flowerbed/dependencies:0", "debian": "flowerbed/dependencies:1"},
+    "gate": {"registry": "flowerbed/gate:0", "debian": "flowerbed/gate:1"},
+    "grafana": {"registry": PULLED},
+}
+
+
+def _manifest(**changes: Any) -> dict[str, Any]:
+    inspected = [{"Id": f"sha256:{number}"} for number in range(3)]
+    images = bundle.bundle_images(BUNDLED, inspected)
+    files = {entry["file"]: {"sha256": "00", "bytes": 7} for entry in images.values()}
+    whole = {"flowerbed": "abc", "architecture": "x86_64", "images": images, "files": files}
+    return whole | changes
+
+
+def _problems(manifest: dict[str, Any], **changes: Any) -> list[str]:
+    given: dict[str, Any] = {
+        "needed": ["dependencies", "grafana"],
+        "known": KNOWN,
+        "optional": ["grafana"],
+        "architecture": "x86_64",
+        "sizes": {"application.tar": 7, "grafana.tar": 7},
+    }
+    told: list[str] = bundle.bundle_problems(manifest, **(given | changes))
+    return told
+
+
+def test_a_bundle_names_what_was_pulled_by_its_digest() -> None:
+    images = _manifest()["images"]
+    assert images["dependencies"]["file"] == images["application"]["file"] == "application.tar"
+    assert images["application"]["reference"] == "flowerbed/application:2"
+    assert images["grafana"]["reference"] == "flowerbed/grafana:abababababab"
+
+
+def test_what_a_bundle_has_brought_is_there_without_it() -> None:
+    known = {"dependencies": KNOWN["dependencies"], "grafana": KNOWN["grafana"]}
+    names = {
+        "dependencies": {"archive": "flowerbed/dependencies:1"},
+        "grafana": {"archive": "flowerbed/grafana:abababababab"},
+    }
+    assert bundle.bundle_candidates(_manifest(), known, []) == names
+    there = [name["archive"] for name in names.values()]
+    assert bundle.bundle_candidates({}, known, [*there, "another:1"]) == names
+    assert bundle.bundle_candidates({}, known, []) == {}
+    assert _problems({}, needed=[]) == []
+    assert _problems({}, needed=["grafana"]) == []
+    assert _problems(_manifest(), needed=[], architecture="aarch64") == []
+
+
+def test_a_bundle_of_these_files_is_good() -> None:
+    assert _problems(_manifest()) == []
+    without = {k: v for k, v in _manifest()["images"].items() if k != "grafana"}
+    assert _problems(_manifest(images=without)) == []
+    # Before there is an engine, nothing is known of it.
+    assert _problems(_manifest(), architecture="") == []
+
+
+@pytest.mark.parametrize(
+    ("manifest", "changes", "says"),
+    [
+        ({}, {}, ("no manifest.yml",)),
+        (_manifest(), {"architecture": "aarch64"}, ("for x86_64", "is aarch64", "host_vars")),
+        (_manifest(), {"needed": ["gate"]}, ("no image of gate",)),
+        (_manifest(), {"sizes": {"application.tar": 7}}, ("grafana.tar is missing",)),
+        (
+            _manifest(),
+            {"sizes": {"application.tar": 6, "grafana.tar": 7}},
+            ("application.tar is not whole",),
+        ),
+        (
+            _manifest(),
+            {"known": KNOWN | {"dependencies": {"debian": "flowerbed/dependencies:9"}}},
+            ("is flowerbed/dependencies:1", "needs flowerbed/dependencies:9", "(abc)"),
+        ),
+    ],
+)
+def test_a_bundle_that_is_of_no_use_says_why(
+    manifest: dict[str, Any], changes: dict[str, Any], says: tuple[str, ...]
+) -> None:
+    (text,) = _problems(manifest, **changes)
+    assert all(words in text for words in says), text
+
+
+def test_a_file_that_is_not_the_manifests_is_refused(tmp_path: Path) -> None:
+    """Before anything of it is brought to a machine."""
+    (tmp_path / "application.tar").write_text("damaged")
+    (tmp_path / "manifest.yml").write_text(yaml.safe_dump(_manifest()))
+    load_it = {"name": "images", "tasks_from": "load"}
+    tasks = [{"ansible.builtin.include_role": load_it, "vars": {"__images_name": "dependencies"}}]
+    plays = [{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]
+    (tmp_path / "play.yml").write_text(yaml.safe_dump(plays))
+    command = [program("ansible-playbook"), str(tmp_path / "play.yml")]
+    command += ["-e", f"images_archive={tmp_path} images_source=archive"]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode != 0
+    said = re.sub(r"\s+", " ", done.stdout + done.stderr)
+    assert f"{tmp_path}/application.tar has been damaged or replaced" in said
+    assert "changed=0" in said

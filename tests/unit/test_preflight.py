@@ -449,6 +449,21 @@ def test_machines_that_cannot_bear_the_lab_are_refused_in_one_list(
     played.assert_nothing_changed()
 
 
+def test_the_lab_may_do_without_a_machine_that_is_away(tmp_path: Path) -> None:
+    inventory = Bad(
+        says=(),
+        hosts={
+            "machines/hosts/away": {"ansible_host": "127.0.0.1", "ansible_port": 1},
+            "devices/children/laptop/hosts/laptop-9": {"device_machine": "away"},
+        },
+    )
+    inventory.write(tmp_path / "lab")
+    played = play(tmp_path / "lab", "-e", "lab_require_all_machines=false")
+    assert [line for line in played.told if line.startswith("away: ")] == []
+    said = " ".join(played.output.split())
+    assert re.search(r"WARNING: away: cannot be reached .* with its devices \(laptop-9\)", said)
+
+
 GOOD_STATE: dict[str, Any] = {
     "system": "Linux",
     "architecture": "aarch64",
@@ -467,7 +482,7 @@ GOOD_STATE: dict[str, Any] = {
     "missing": [],
     "time": 0.0,
 }
-ENGINE: dict[str, Any] = {"root": "/var/lib/docker", "containers": []}
+ENGINE: dict[str, Any] = {"silence": "", "root": "/var/lib/docker", "containers": []}
 PLAN: dict[str, Any] = {
     "ports": {"cadvisor_port": 8080},
     "devices": {
@@ -481,6 +496,7 @@ PLAN: dict[str, Any] = {
     },
     "shards": "/shards",
     "dataset": "",
+    "source": "auto",
 }
 
 
@@ -629,6 +645,30 @@ def test_a_silent_machine_is_a_problem(seen: dict[str, str], says: str) -> None:
     assert says in text
 
 
+def test_a_machine_out_of_reach_may_be_left_out() -> None:
+    limits = {"disk_minimum": "8g", "data_minimum": "1g", "clock_skew_maximum": 5.0}
+    seen = {"unreached": "timed out"}
+    assert machines.machine_problems(seen, "m", PLAN, required=False, **limits) == []
+    ((machine, text),) = machines.machine_warnings(seen, "m", PLAN, required=False)
+    assert machine == "m"
+    assert "cannot be reached (timed out)" in text
+    assert text.endswith("It is left out, with its devices (pi-1, pi-2)")
+    # One that answers and cannot be used is mended, not left out.
+    broken = {"unanswered": "/bin/sh: python3: not found"}
+    assert machines.machine_problems(broken, "m", PLAN, required=False, **limits)
+    assert machines.machine_warnings(broken, "m", PLAN, required=False) == []
+
+
+def test_an_archive_of_images_needs_an_engine() -> None:
+    silent = {"silence": "no such file"}
+    assert judged(engine=silent) == []
+    (text,) = judged(engine=silent, plan={"source": "archive"})
+    assert "does not answer there (no such file)" in text
+    assert "images_source is archive" in text
+    assert "docker.io" in text
+    assert judged(plan={"source": "archive"}) == []
+
+
 def test_what_counts_of_the_engine() -> None:
     container = {
         "Names": ["/flowerbed-cadvisor"],
@@ -637,8 +677,10 @@ def test_what_counts_of_the_engine() -> None:
     }
     answer = {"host_info": {"DockerRootDir": "/data"}, "containers": [container]}
     ours = {"name": "flowerbed-cadvisor", "ours": True, "ports": [8080]}
-    assert look.engine_facts(answer) == {"root": "/data", "containers": [ours]}
-    assert look.engine_facts({"failed": True, "msg": "no engine"}) == ENGINE
+    wanted = {"silence": "", "root": "/data", "containers": [ours]}
+    assert look.engine_facts(answer) == wanted
+    told = look.engine_facts({"failed": True, "msg": "no engine"})
+    assert told == ENGINE | {"silence": "no engine"}
 
 
 # --- what the module reads -----------------------------------------------------------------------
@@ -800,13 +842,34 @@ def test_prometheus_finds_every_machine() -> None:
         "desk": {"ansible_host": "desk.example.org", "lab_address": "192.0.2.3"},
         "far": {"ansible_host": "192.0.2.4", "cadvisor_port": 8081},
     }
-    told = playbook_filters.cadvisor_targets(list(hosts), hosts, ["server"])
+    told = playbook_filters.cadvisor_targets(list(hosts), hosts, ["server"], ["server", "pi"])
     assert {target["labels"]["machine"]: target["address"] for target in told} == {
         "server": "flowerbed-cadvisor:8080",
         "pi": "pi:8080",
         "desk": "192.0.2.3:8080",
         "far": "192.0.2.4:8081",
     }
+    away = {target["labels"]["machine"] for target in told if target.get("away")}
+    assert away == {"desk", "far"}
+
+
+def test_who_is_out_of_reach_is_told_by_machine() -> None:
+    hosts = {"phone": {"device_machine": "desk"}, "tablet": {"device_machine": "desk"}}
+    hosts |= {"board": {}, "laptop": {"device_machine": "server"}}
+    names = ["server", "desk", "board", "idle"]
+
+    def told(*reached: str) -> tuple[list[str], dict[str, list[str]]]:
+        return (
+            playbook_filters.in_reach(list(hosts), list(reached), hosts),
+            playbook_filters.out_of_reach(list(hosts), names, list(reached), hosts),
+        )
+
+    everybody = {*names, *hosts}
+    assert told(*everybody) == (list(hosts), {})
+    assert told(*everybody - {"desk"}) == (["board", "laptop"], {"desk": ["phone", "tablet"]})
+    assert told(*everybody - {"phone"}) == (["tablet", "board", "laptop"], {"desk": ["phone"]})
+    assert told(*everybody - {"board"})[1] == {"board": ["board"]}
+    assert told(*everybody - {"idle"}) == (list(hosts), {"idle": []})
 
 
 def test_a_device_has_one_class() -> None:

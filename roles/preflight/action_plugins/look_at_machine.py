@@ -29,12 +29,14 @@ def engine_facts(answer: dict[str, Any]) -> dict[str, Any]:
     """What counts of docker_host_info's answer; nothing where no engine answered.
 
     Returns:
-        The engine's directory `root`, and a list of its `containers`, each with its `name`, its
-        published `ports`, and whether it is `ours`.
+        Its `silence`, the reason why it does not answer, or ""; its directory `root`, and a list of
+        its `containers`, each with its `name`, its published `ports`, and whether it is `ours`.
     """
     if answer.get("failed") or "host_info" not in answer:
-        return {"root": DOCKER_ROOT, "containers": []}
+        silence = str(answer.get("msg") or "no reason given")
+        return {"silence": silence, "root": DOCKER_ROOT, "containers": []}
     return {
+        "silence": "",
         "root": answer["host_info"].get("DockerRootDir") or DOCKER_ROOT,
         "containers": [
             {

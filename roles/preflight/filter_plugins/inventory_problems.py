@@ -273,7 +273,8 @@ def machine_plans(
     Returns:
         Machine to `ports` (variable to number), `devices` (name to `cpus` and `memory` in bytes,
         None for no limit, and `network`, variable to value of its limits), `shards`, the directory
-        of the data, and `dataset`, a directory that must be there, or "".
+        of the data, `dataset`, a directory that must be there, or "", and `source`, where its
+        images are from.
     """
     plans: dict[str, dict[str, Any]] = {}
     for machine in groups[machines]:
@@ -286,6 +287,9 @@ def machine_plans(
                 variables, "shards_directory", options["shards"]["shards_directory"]["default"]
             ),
             "dataset": dataset if dataset.startswith("/") else "",
+            "source": _value(
+                variables, "images_source", options["images"]["images_source"]["default"]
+            ),
         }
     for device in groups[devices]:
         variables = found[device]

@@ -29,6 +29,7 @@ def machine_problems(
     machine: str,
     plan: Mapping[str, Any],
     *,
+    required: bool = True,
     disk_minimum: str,
     data_minimum: str,
     clock_skew_maximum: float,
@@ -39,17 +40,19 @@ def machine_problems(
         seen: what `look_at_machine` returned.
         machine: its name.
         plan: what it must bear, see `machine_plans`.
+        required: whether the lab cannot do without it where it is out of reach.
         disk_minimum: free space for the engine, such as 8g, where the lab has no container yet.
         data_minimum: the same for the shards.
         clock_skew_maximum: seconds.
     """
     if "state" not in seen:
-        return [(machine, _silent(machine, seen))]
+        return [(machine, _silent(machine, seen))] if required or "unreached" not in seen else []
     state, engine = seen["state"], seen["engine"]
     needs = {engine["root"]: ("images", disk_minimum, "preflight_disk_minimum")}
     needs[plan["shards"]] = ("data", data_minimum, "preflight_data_minimum")
     texts = [
         *_system(state),
+        *_engine(engine, plan["source"]),
         *_limits(state, plan["devices"]),
         *_memory(state, plan["devices"]),
         *_networks(state, plan["devices"]),
@@ -67,11 +70,15 @@ def machine_problems(
 
 
 def machine_warnings(
-    seen: Mapping[str, Any], machine: str, plan: Mapping[str, Any]
+    seen: Mapping[str, Any], machine: str, plan: Mapping[str, Any], *, required: bool = True
 ) -> list[Problem]:
-    """What works, but not as somebody may think."""
+    """What works, but not as somebody may think; see `machine_problems`."""
     if "state" not in seen:
-        return []
+        if required or "unreached" not in seen:
+            return []
+        devices = ", ".join(sorted(plan["devices"])) or "none"
+        text = f"{_silent(machine, seen)}. It is left out, with its devices ({devices})"
+        return [(machine, text)]
     cores = seen["state"]["cores"]
     promised = sum(device["cpus"] or 0 for device in plan["devices"].values())
     if promised <= cores + 1e-9:
@@ -86,9 +93,8 @@ def machine_warnings(
 def _silent(machine: str, seen: Mapping[str, Any]) -> str:
     """The sentence on a machine that could not be examined."""
     unreached = seen.get("unreached")
-    reason = " ".join((unreached or seen.get("unanswered") or "").split())
-    shown = reason if len(reason) <= _SHOWN_CHARACTERS else reason[: _SHOWN_CHARACTERS - 2] + " …"
-    lower = reason.lower()
+    reason = unreached or seen.get("unanswered") or ""
+    shown, lower = _short(reason), reason.lower()
     if any(word in lower for word in ("sudo", "become", "privilege")):
         return (
             f"Ansible cannot become root there ({shown}): give --ask-become-pass, or let "
@@ -105,6 +111,16 @@ def _silent(machine: str, seen: Mapping[str, Any]) -> str:
             "ansible_python_interpreter"
         )
     return f"cannot be examined ({shown}): try 'ansible {machine} -m ansible.builtin.ping'"
+
+
+def _engine(engine: Mapping[str, Any], source: str) -> Iterable[str]:
+    """An engine that nobody will install."""
+    if source == "archive" and engine["silence"]:
+        yield (
+            f"the Docker Engine does not answer there ({_short(engine['silence'])}), and "
+            "images_source is archive, which brings images alone: first install and start the "
+            "engine, and python3-requests (Debian: docker.io, since Debian 13 with docker-cli)"
+        )
 
 
 def _system(state: Mapping[str, Any]) -> Iterable[str]:
@@ -229,6 +245,12 @@ def _clock(skew: float, maximum: float) -> Iterable[str]:
             f"node's, and {maximum:g} s are allowed (preflight_clock_skew_maximum): turn time "
             "synchronisation on, as with 'timedatectl set-ntp true'"
         )
+
+
+def _short(text: str) -> str:
+    """What somebody else said, on one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 2] + " …"
 
 
 def _some(names: list[str]) -> str:
