@@ -4,7 +4,7 @@ PYTHON    ?= python3
 VENV      ?= .venv
 INVENTORY ?= inventory/local
 ARGS      ?=
-SCENARIO  ?= default docker
+SCENARIO  ?= docker default
 
 bin  = $(abspath $(VENV))/bin
 lab_pytest = $(bin)/python -m pytest --exitfirst --verbose --capture=no
@@ -13,7 +13,7 @@ pip  = $(bin)/python -m pip install --quiet --disable-pip-version-check
 # Written when an installation is complete, so that one which broke off is done again.
 control_node = $(VENV)/.control-node-is-ready
 test_tools   = $(VENV)/.test-tools-are-ready
-TIERS        = lint unit app rules lab-test ssh-lab-test
+TIERS        = lint unit app rules role lab-test ssh-lab-test
 
 .PHONY: help
 help: ## List the targets
@@ -115,7 +115,7 @@ screenshot: $(test_tools) browser ## Take the README's picture of a run's report
 
 # --- the benchmarks ----------------------------------------------------------------------------
 
-BENCHMARKS = rounds learning memory deployment watching strategies
+BENCHMARKS = rounds learning memory deployment scale watching strategies
 
 .PHONY: bench $(BENCHMARKS:%=bench-%)
 bench: $(BENCHMARKS:%=bench-%) ## Measure all that the README quotes, on a machine that idles; or one: bench-rounds

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -39,8 +40,22 @@ def say(text: str) -> None:
 # --- the lab -----------------------------------------------------------------------------------
 
 
-def play(playbook: str, inventory: Path, **variables: Any) -> float:
-    """Run a playbook, such as playbooks/site.yml, and return its seconds.
+@dataclass
+class Played:
+    """How long a playbook took, and what it printed."""
+
+    seconds: float
+    output: str
+
+    @property
+    def changed(self) -> int:
+        """Changed tasks over all hosts, from the recap."""
+        recap = re.findall(r"^\S+\s+: ok=\d+\s+changed=(\d+)", self.output, re.MULTILINE)
+        return sum(map(int, recap))
+
+
+def played(playbook: str, inventory: Path, **variables: Any) -> Played:
+    """Run a playbook, such as playbooks/site.yml.
 
     Its output is shown when it fails.
 
@@ -61,7 +76,12 @@ def play(playbook: str, inventory: Path, **variables: Any) -> float:
     )
     if done.returncode:
         sys.exit(f"{done.stdout}\n{playbook} failed: see above")
-    return time.monotonic() - started
+    return Played(time.monotonic() - started, done.stdout)
+
+
+def play(playbook: str, inventory: Path, **variables: Any) -> float:
+    """The seconds of a playbook; see `played`."""
+    return played(playbook, inventory, **variables).seconds
 
 
 @contextmanager

@@ -10,7 +10,7 @@ shaping = load(ROOT / "roles/device/library/shape_networks.py")
 machine_state = load(ROOT / "roles/preflight/library/machine_state.py")
 playbooks = load(ROOT / "playbooks/filter_plugins/flowerbed.py")
 
-# What tc 6.1 printed; netem's as iproute2 documents it: seconds, shares, bytes a second.
+# What tc has printed, 6.1 and for netem 6.15: seconds, shares, bytes a second.
 UNLIMITED = '[{"kind":"noqueue","handle":"0:","root":true,"refcnt":2,"options":{}}]'
 TBF = (
     '[{"kind":"tbf","handle":"8005:","root":true,"refcnt":3,'
@@ -21,15 +21,37 @@ NETEM = (
     '"delay":{"delay":0.04,"jitter":0.005,"correlation":0},'
     '"loss-random":{"loss":0.005,"correlation":0},'
     '"rate":{"rate":2500000,"packetoverhead":0,"cellsize":0,"celloverhead":0},'
-    '"ecn":false,"gap":0}}]'
+    '"seed":8541289704354762557,"ecn":false,"gap":0}}]'
+)
+# Loss alone, 12.345678 %; and all of them, as odd as they come.
+LOSS = (
+    '[{"kind":"netem","handle":"8003:","root":true,"refcnt":2,"options":{"limit":1000,'
+    '"loss-random":{"loss":0.123457,"correlation":0},'
+    '"seed":12153313333920596792,"ecn":false,"gap":0}}]'
+)
+ODD = (
+    '[{"kind":"netem","handle":"8004:","root":true,"refcnt":2,"options":{"limit":1000,'
+    '"delay":{"delay":0.123457,"jitter":1e-06,"correlation":0},'
+    '"loss-random":{"loss":1,"correlation":0},'
+    '"rate":{"rate":15432098,"packetoverhead":0,"cellsize":0,"celloverhead":0},'
+    '"seed":17905124319466268474,"ecn":false,"gap":0}}]'
 )
 OTHER = '[{"kind":"fq_codel","handle":"1:","root":true,"refcnt":2,"options":{}}]'
 ALL = {"rate": "20mbit", "delay": "40ms", "jitter": "5ms", "loss": 0.5}
+ODD_LIMITS = {"rate": "123456789bit", "delay": "123457us", "jitter": "1us", "loss": 100}
 
 
 @pytest.mark.parametrize(
     ("wanted", "printed"),
-    [({}, UNLIMITED), ({}, ""), ({}, "[]"), ({"rate": "20mbit"}, TBF), (ALL, NETEM)],
+    [
+        ({}, UNLIMITED),
+        ({}, ""),
+        ({}, "[]"),
+        ({"rate": "20mbit"}, TBF),
+        (ALL, NETEM),
+        ({"loss": 12.345678}, LOSS),
+        (ODD_LIMITS, ODD),
+    ],
 )
 def test_what_the_kernel_keeps_is_what_was_asked(wanted: dict[str, Any], printed: str) -> None:
     assert shaping.read(printed).is_close(shaping.parse(wanted))
@@ -39,6 +61,7 @@ def test_what_the_kernel_keeps_is_what_was_asked(wanted: dict[str, Any], printed
 def test_every_limit_counts(limit: str) -> None:
     other = ALL | {limit: {"rate": "21mbit", "loss": 0.51}.get(limit, "41ms")}
     without = {name: value for name, value in ALL.items() if name != limit}
+    without |= {"jitter": "0ms"} if limit == "delay" else {}
     for changed in (other, without):
         assert not shaping.read(NETEM).is_close(shaping.parse(changed)), changed
 
@@ -65,6 +88,17 @@ def test_netem_takes_everything_else_and_the_rate_with_it() -> None:
 def test_a_value_without_unit_is_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="is no number with one of the units"):
         shaping.parse(wrong)
+
+
+def test_six_digits_of_a_long_delay_are_enough() -> None:
+    printed = ODD.replace("0.123457", "1.23457")
+    assert shaping.read(printed).is_close(shaping.parse(ODD_LIMITS | {"delay": "1234567us"}))
+    assert not shaping.read(printed).is_close(shaping.parse(ODD_LIMITS | {"delay": "1234us"}))
+
+
+def test_a_jitter_of_no_delay_is_refused() -> None:
+    with pytest.raises(ValueError, match="jitter is 5ms, and there is no delay"):
+        shaping.parse({"jitter": "5ms"})
 
 
 class Kernel:

@@ -168,6 +168,7 @@ BAD = {
     "choice": of_laptop("device_optimizer: adm", "device_optimizer is 'adm'", "write adam"),
     "rate": of_laptop("device_network_rate: 20", "device_network_rate is 20", "20mbit or 500kbit"),
     "loss": of_laptop("device_network_loss: 101", "is 101", "too large", "from 0 to 100"),
+    "jitter": of_laptop("device_network_jitter: 5ms", "jitter is 5ms", "device_network_delay, too"),
     "no_size": of_laptop("device_memory: 2 GB", "device_memory is '2 GB'", "write 2g"),
     "little_memory": of_laptop(
         "device_memory: 512m", "device_memory is '512m'", "less than the 700m", "700m or more"

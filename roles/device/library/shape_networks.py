@@ -78,8 +78,9 @@ TIMES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _PATIENCE = 0.2
 # What may go out at once there: what the rate makes of so many seconds, and some packets at least.
 _BURST, _LEAST_BURST = 0.005, 10_000
-# The kernel counts time in ticks and loss in steps of 2^-32.
+# The kernel counts time in ticks and loss in steps of 2^-32, and tc prints six digits of either.
 _CLOSE = {"rate": 0, "delay": 2e-6, "jitter": 2e-6, "loss": 1e-6}
+_DIGITS = 5e-6
 
 _LINKS = ["ip", "-json", "link", "show"]
 
@@ -105,7 +106,8 @@ class Limits(NamedTuple):
     def is_close(self, other: Limits) -> bool:
         """Whether the kernel could not tell one from the other."""
         return all(
-            abs(getattr(self, name) - getattr(other, name)) <= close
+            abs(getattr(self, name) - getattr(other, name))
+            <= (close and max(close, _DIGITS * getattr(other, name)))
             for name, close in _CLOSE.items()
         )
 
@@ -129,14 +131,19 @@ def parse(wanted: dict[str, Any]) -> Limits:
     """The limits that a container is to have.
 
     Raises:
-        ValueError: a value is none.
+        ValueError: a value is none, or there is a jitter of no delay, of which tc tells nothing.
     """
-    return Limits(
+    limits = Limits(
         rate=int(number(wanted.get("rate") or "0bit", RATES) / 8),
         delay=number(wanted.get("delay") or "0s", TIMES),
         jitter=number(wanted.get("jitter") or "0s", TIMES),
         loss=float(wanted.get("loss") or 0.0) / 100,
     )
+    if limits.jitter and not limits.delay:
+        raise ValueError(
+            f"jitter is {wanted['jitter']}, and there is no delay that could vary: give one, too"
+        )
+    return limits
 
 
 def discipline(limits: Limits) -> list[str]:

@@ -75,6 +75,7 @@ def device_problems(
         for text in (
             _machine_problem(device, variables, known, machines),
             _class_problem(variables, classes[device]),
+            _jitter_problem(variables),
         ):
             if text:
                 problems.append((device, text))
@@ -121,6 +122,18 @@ def _machine_problem(
         f"device_machine is '{machine}', which is no machine: {remedy}, "
         f"or put {machine} into the group {group}"
     )
+
+
+def _jitter_problem(variables: Mapping[str, Any]) -> str | None:
+    jitter, delay = (
+        str(_value(variables, f"device_network_{limit}", "0ms")) for limit in ("jitter", "delay")
+    )
+    if re.search("[1-9]", jitter) and not re.search("[1-9]", delay):
+        return (
+            f"device_network_jitter is {jitter}, and there is no delay that could vary: give "
+            "device_network_delay, too"
+        )
+    return None
 
 
 def _class_problem(variables: Mapping[str, Any], own: list[str]) -> str | None:
