@@ -52,7 +52,9 @@ def schedule(rounds: int, seed: int) -> list[dict[str, Any]]:
     for number, kind in zip(at, rng.permutation(kinds), strict=True):
         fault = {"at_round": number, "do": str(kind), "seconds": int(rng.integers(5, 30))}
         if kind != "restart_superlink":
-            fault["device"] = str(rng.choice(DEVICES))
+            # None that may still be down: that would be no fault.
+            recent = [fault.get("device") for fault in faults[-3:]]
+            fault["device"] = str(rng.choice([one for one in DEVICES if one not in recent]))
         faults.append(fault)
     return faults
 

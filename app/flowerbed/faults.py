@@ -1,17 +1,19 @@
 """Faults that were struck on purpose during a run: a row each in its faults.csv.
 
-    python -m flowerbed.faults RUN '{"time": 1750000000.0, "round": 2, "fault": "kill", …}'
+    python -m flowerbed.faults RUN '{"fault": "kill", "target": "phone-1", …}'
 
-adds one. Faults are struck from outside of containers, by whoever follows the run; this is where
-that is written down, beside what the run itself tells.
+adds one, with the time and the round that it is told, or those of now. Faults are struck from
+outside of containers, by whoever follows the run; this is where that is written down, beside what
+the run itself tells.
 """
 
 import json
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowerbed.results import RESULTS, read_rows, to_csv, write
+from flowerbed.results import RESULTS, read_rows, read_status, to_csv, write
 
 FAULTS = "faults.csv"
 
@@ -46,5 +48,12 @@ def add(directory: Path, row: FaultRow) -> None:
     write(directory / FAULTS, to_csv(FaultRow, rows))
 
 
+def main(run: str, told: str) -> None:
+    """The command line."""
+    status = read_status(run=run) or {"begun": 0}
+    now = {"time": time.time(), "round": status["begun"]}
+    add(RESULTS / run, FaultRow(**(now | json.loads(told))))
+
+
 if __name__ == "__main__":
-    add(RESULTS / sys.argv[1], FaultRow(**json.loads(sys.argv[2])))
+    main(*sys.argv[1:])

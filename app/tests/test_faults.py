@@ -3,8 +3,11 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from flowerbed import pressure
 from flowerbed.faults import FaultRow, add, read_faults
@@ -32,7 +35,12 @@ def test_a_fault_is_added_by_command(tmp_path: Path) -> None:
     }
     command = [sys.executable, "-m", "flowerbed.faults", "run-1", json.dumps(row)]
     subprocess.run(command, check=True, env={"FLOWERBED_RESULTS": str(tmp_path)}, cwd="/app")
-    assert read_faults(tmp_path / "run-1") == [FaultRow(**row)]
+    command[-1] = json.dumps({key: row[key] for key in row if key not in ("time", "round")})
+    subprocess.run(command, check=True, env={"FLOWERBED_RESULTS": str(tmp_path)}, cwd="/app")
+    first, second = read_faults(tmp_path / "run-1")
+    assert first == FaultRow(**row)
+    assert second.time == pytest.approx(time.time(), abs=60)
+    assert second.round == 0
 
 
 def test_the_last_of_each_is_served(tmp_path: Path) -> None:
