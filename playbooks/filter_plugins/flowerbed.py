@@ -282,7 +282,7 @@ def strikes_of(
     for fault in faults:
         kind = FAULTS[fault["do"]]
         told: dict[str, Any] = {key: kind[key] for key in ("seconds", "share") if key in kind}
-        told |= {key: fault[key] for key in _FAULT_KEYS if key in fault}
+        told |= {key: value for key, value in fault.items() if key not in ("device", "machine")}
         for target in _targets(fault, str(kind["on"]), groups, hostvars):
             strike = told | target | {"id": len(strikes)}
             strikes.append(strike)

@@ -208,3 +208,16 @@ def test_a_container_comes_back_from_whatever_has_struck_it() -> None:
     unlimited = _inspected() | {"HostConfig": {"NanoCpus": 0}}
     assert _commands("rejoin", unlimited, cpus=0) == []
     assert _commands("slow", unlimited) == ["update --cpus 1 c"]
+
+
+def test_a_strike_is_what_the_role_takes() -> None:
+    specs = read_yaml(ROOT / "roles/training/meta/argument_specs.yml")["argument_specs"]
+    options = specs["main"]["options"]["training_strikes"]["options"]
+    faults = [
+        {"do": "slow", "device": "pi", "at_round": 2, "seconds": 9, "share": 0.1},
+        {"do": "restart_docker", "machine": "desk", "at_second": 2},
+        {"do": "restart_superlink"},
+    ]
+    for planned in playbooks.strikes_of(faults, GROUPS, HOSTVARS):
+        assert set(planned) <= set(options)
+        assert {name for name, spec in options.items() if spec.get("required")} <= set(planned)
