@@ -1,6 +1,6 @@
 """Faults that were struck on purpose during a run: a row each in its faults.csv.
 
-    python -m flowerbed.faults RUN '{"fault": "kill", "target": "phone-1", …}'
+    python -m flowerbed.faults RUN '{"fault": "kill", "target": "NAME", …}'
 
 adds one, with the time and the round that it is told, or those of now. Faults are struck from
 outside of containers, by whoever follows the run; this is where that is written down, beside what

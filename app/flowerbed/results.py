@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter
 
 RESULTS = Path(os.environ.get("FLOWERBED_RESULTS", "/results"))
 STATUS = "status.json"
@@ -139,6 +138,8 @@ def read_rows(kind: type, path: Path) -> list[Any]:
     """The rows of a file as `kind`; none where there is no such file."""
     if not path.exists():
         return []
+    from pydantic import TypeAdapter  # whoever watches a run has nothing to read, and no use for it
+
     with path.open(newline="") as lines:
         # An empty cell is a value that was not measured, or an empty text.
         texts = [field.name for field in fields(kind) if field.type is str]

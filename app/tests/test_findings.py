@@ -119,7 +119,7 @@ def test_a_straggler_is_named_with_the_reason(held_up_twice: Record) -> None:
     said = "held up 2 of 3 rounds; the others together waited 44 s for it."
     assert f"budget-1 {said}" in _texts(held_up_twice)
     throttled = {"budget-1": Usage(throttled=0.96), "pi4-1": Usage(throttled=0.5)}
-    assert f"budget-1 was throttled 96 % of the time, which cost it 1 s, and {said}" in _texts(
+    assert f"budget-1 was throttled 96 % of the time, which cost it 18 s, and {said}" in _texts(
         held_up_twice, throttled
     )
 
@@ -199,7 +199,7 @@ def test_limits_that_were_come_near(held_up_twice: Record) -> None:
     }
     texts = _texts(held_up_twice, usage)
     assert "laptop-1 came up to 95 % of its memory." in texts
-    slowed = "laptop-1 was throttled 85 % of the time, which cost it 1 s, and yet held nobody up."
+    slowed = "laptop-1 was throttled 85 % of the time, which cost it 11 s, and yet held nobody up."
     assert slowed in texts
     assert not [text for text in texts if "pi4-1" in text]
 

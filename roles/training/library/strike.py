@@ -65,7 +65,7 @@ EXAMPLES = r"""
 - name: Pause a device
   strike:
     do: pause
-    container: flowerbed-device-phone-1
+    container: flowerbed-device-one
 """
 
 RETURN = r"""
