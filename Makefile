@@ -115,7 +115,7 @@ screenshot: $(test_tools) browser ## Take the README's picture of a run's report
 
 # --- the benchmarks ----------------------------------------------------------------------------
 
-BENCHMARKS = rounds learning memory deployment scale watching strategies
+BENCHMARKS = rounds learning memory deployment scale watching strategies faults
 
 .PHONY: bench $(BENCHMARKS:%=bench-%)
 bench: $(BENCHMARKS:%=bench-%) ## Measure all that the README quotes, on a machine that idles; or one: bench-rounds

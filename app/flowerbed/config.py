@@ -60,6 +60,10 @@ class DeviceSettings(_Settings):
     optimizer: Literal["sgd", "adam"] = "sgd"
     local_epochs: Annotated[int, Field(ge=1)] = 1
     data_fraction: Fraction = 1.0
+    availability: Fraction = 1.0
+    """Chance that it may be asked in a round; drawn by the server, from the run's seed."""
+    out_of_memory_policy: Literal["fail", "halve_batch"] = "fail"
+    """What follows when the kernel has killed the trainer for its memory."""
 
     @field_validator("cpus", "memory", mode="before")
     @classmethod

@@ -7,10 +7,12 @@ asked once, and the same question warms its trainer up.
 import json
 import logging
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
@@ -45,6 +47,15 @@ class Device:
     def name(self) -> str:
         """Its inventory name."""
         return self.settings.device
+
+
+def is_available(device: DeviceSettings, seed: int, server_round: int) -> bool:
+    """Whether a device may be asked in a round, drawn by its availability.
+
+    From nothing but its arguments: the same whatever else is drawn, and whoever else is there.
+    """
+    name = zlib.crc32(device.device.encode())
+    return bool(np.random.default_rng((seed, server_round, name)).random() < device.availability)
 
 
 @dataclass(frozen=True)

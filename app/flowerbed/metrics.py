@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from flowerbed.faults import read_faults
 from flowerbed.results import OUTCOMES, RESULTS, read_status
 
 RUN_METRICS = {
@@ -64,6 +65,14 @@ DEVICE_METRICS = {
     "flowerbed_device_bytes_sent": ("bytes_sent", "Arrays sent in the last round."),
     "flowerbed_device_examples": ("examples", "Examples trained on in the last round."),
     "flowerbed_device_examples_per_second": ("examples_per_second", "Speed in the last round."),
+    "flowerbed_device_throttled_share": (
+        "throttled_share",
+        "Share of the periods of its work in the last round in which it had used up its quota.",
+    ),
+    "flowerbed_device_throttled_seconds": (
+        "throttled_seconds",
+        "That its work was held back by its quota in the last round.",
+    ),
     "flowerbed_device_accuracy": ("accuracy", "Accuracy of the received model on the device."),
     "flowerbed_device_loss": ("loss", "Loss of the received model on the device."),
     "flowerbed_device_train_accuracy": ("train_accuracy", "Accuracy while it trained."),
@@ -81,6 +90,7 @@ INFO_LABELS = (
     "optimizer",
     "local_epochs",
     "data_fraction",
+    "availability",
     "examples",
 )
 
@@ -135,6 +145,19 @@ def _devices(devices: dict[str, Any]) -> Iterable[Metric]:
         yield gauge
 
 
+def _faults(directory: Path) -> Iterable[Metric]:
+    """When each fault was struck last; its annotation is put there."""
+    struck = GaugeMetricFamily(
+        "flowerbed_fault_seconds",
+        "When a fault was last struck on purpose in this run, Unix time.",
+        labels=("fault", "target", "machine"),
+    )
+    last = {(row.fault, row.target, row.machine): row.time for row in read_faults(directory)}
+    for labels, when in last.items():
+        struck.add_metric(labels, when)
+    yield struck
+
+
 class StatusCollector(Collector):
     """Turns the newest run's status into metrics at each scrape."""
 
@@ -157,6 +180,7 @@ class StatusCollector(Collector):
         if status["history"]:
             yield from _gauges(ROUND_METRICS, status["history"][-1])
         yield from _devices(status["devices"])
+        yield from _faults(self._root / status["run"])
 
 
 def main() -> None:

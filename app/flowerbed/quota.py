@@ -62,6 +62,42 @@ def read_quota(root: Path = CGROUP_ROOT, machine_cores: int | None = None) -> Qu
     return Quota(cores=min(cores, machine), memory=memory)
 
 
+@dataclass(frozen=True)
+class Throttling:
+    """What the scheduler has counted since the container was made.
+
+    Attributes:
+        periods: in which it wanted to run.
+        throttled: those of them in which it had used up its quota.
+        seconds: that its threads, taken together, were held back.
+    """
+
+    periods: int
+    throttled: int
+    seconds: float
+
+    def since(self, earlier: "Throttling") -> "Throttling":
+        """What was added."""
+        return Throttling(
+            self.periods - earlier.periods,
+            self.throttled - earlier.throttled,
+            self.seconds - earlier.seconds,
+        )
+
+    @property
+    def share(self) -> float:
+        """Throttled periods of all."""
+        return self.throttled / self.periods if self.periods else 0.0
+
+
+def read_throttling(root: Path = CGROUP_ROOT) -> Throttling:
+    """Read the counters; all 0 where there is no limit."""
+    text = _read(root / "cpu.stat") or _read(root / "cpu" / "cpu.stat")
+    # v2 counts in microseconds, v1 in nanoseconds, each under a name of its own.
+    seconds = _keyed(text, "throttled_usec") / 1e6 + _keyed(text, "throttled_time") / 1e9
+    return Throttling(_keyed(text, "nr_periods"), _keyed(text, "nr_throttled"), seconds)
+
+
 def out_of_memory_kills(root: Path = CGROUP_ROOT) -> int:
     """How many processes of this cgroup the kernel has killed for want of memory."""
     v2 = _read(root / "memory.events")

@@ -2,6 +2,7 @@
 
 status.json    where the run is now; what the metrics endpoint serves
 rounds.csv     a row a round             devices.csv    a row a device and round
+faults.csv     a row a fault that was struck on purpose (`flowerbed.faults`)
 run.yml        configuration, versions, devices, fingerprints    model.keras    at the end
 """
 
@@ -25,8 +26,17 @@ FINAL_STATES = ("completed", "failed")
 
 MODEL_OUTCOMES = ("completed", "partial")
 """Those of a device that has returned a model for its round."""
-OUTCOMES = (*MODEL_OUTCOMES, "late", "out_of_memory", "timeout", "offline", "error")
-"""What may become of a device in a round; `late` is a model that came when its round was over."""
+OUTCOMES = (
+    *MODEL_OUTCOMES,
+    "late",
+    "out_of_memory",
+    "timeout",
+    "offline",
+    "error",
+    "unavailable",
+)
+"""What may become of a device in a round; `late` is a model that came when its round was over, and
+`unavailable` a device that was there and, by its availability, not to be asked."""
 
 
 @dataclass
@@ -54,7 +64,7 @@ class RoundRow:
     devices: int
     """Models that were aggregated in it."""
     failed: int
-    """Devices that were not there, or were asked and had returned none when it was closed."""
+    """Devices that were not online, or were asked and had returned none when it was closed."""
     slowest_device: str
     slowest_seconds: float
 
@@ -79,6 +89,8 @@ class DeviceRow:
     """Round in which its model was aggregated: a later one where strategies wait for nobody. None:
     in none."""
     examples: int
+    seconds: float
+    """From the message until its reply was read, or it was given up."""
     receive_seconds: float
     queue_seconds: float
     evaluate_seconds: float
@@ -90,6 +102,14 @@ class DeviceRow:
     """Size of the message's arrays."""
     bytes_sent: int
     examples_per_second: float
+    batch_size: int | None
+    """That it trained with: less than its setting where its memory was too small for that, or its
+    shard."""
+    throttled_share: float | None
+    """Of the scheduler's periods while it evaluated and trained: in so many it had used up its
+    quota."""
+    throttled_seconds: float | None
+    """That its threads were held back meanwhile."""
     loss: float | None
     """Of the received model on the device's test split."""
     accuracy: float | None
@@ -105,12 +125,29 @@ def write(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def _csv(row_type: type, rows: Iterable[Any]) -> str:
+def to_csv(row_type: type, rows: Iterable[Any]) -> str:
+    """Rows of a data class as the text of a file."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [f.name for f in fields(row_type)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     return buffer.getvalue()
+
+
+def read_rows(kind: type, path: Path) -> list[Any]:
+    """The rows of a file as `kind`; none where there is no such file."""
+    if not path.exists():
+        return []
+    from pydantic import TypeAdapter  # whoever watches a run has nothing to read, and no use for it
+
+    with path.open(newline="") as lines:
+        # An empty cell is a value that was not measured, or an empty text.
+        texts = [field.name for field in fields(kind) if field.type is str]
+        rows = [
+            {key: None if value == "" and key not in texts else value for key, value in row.items()}
+            for row in csv.DictReader(lines)
+        ]
+    return list(TypeAdapter(list[kind]).validate_python(rows))  # type: ignore[valid-type]
 
 
 class Recorder:
@@ -133,6 +170,7 @@ class Recorder:
             "message": "",
             "started": time.time(),
             "round": 0,
+            "begun": 0,
             "rounds": rounds,
             "round_started": None,
             "round_timeout": round_timeout,
@@ -173,7 +211,7 @@ class Recorder:
 
     def begin_round(self, started: float) -> None:
         """A round begins, in Unix seconds."""
-        self._status["round_started"] = started
+        self._status |= {"round_started": started, "begun": self._status["round"] + 1}
         self._save()
 
     def doing(self, names: Iterable[str], what: str) -> None:
@@ -193,7 +231,7 @@ class Recorder:
         if self.rounds:
             self.rounds[-1].accuracy, self.rounds[-1].loss = accuracy, loss
             self._status["history"][-1] |= {"accuracy": accuracy, "loss": loss}
-            write(self.directory / "rounds.csv", _csv(RoundRow, self.rounds))
+            write(self.directory / "rounds.csv", to_csv(RoundRow, self.rounds))
         self._save()
 
     def settle(self, device_rows: Iterable[DeviceRow]) -> None:
@@ -203,7 +241,7 @@ class Recorder:
             entry = self._status["devices"][device_row.device]
             entry["last"] = asdict(device_row)
             entry["outcomes"][device_row.outcome] = entry["outcomes"].get(device_row.outcome, 0) + 1
-        write(self.directory / "devices.csv", _csv(DeviceRow, self.devices))
+        write(self.directory / "devices.csv", to_csv(DeviceRow, self.devices))
         self._save()
 
     def finish_round(self, row: RoundRow, device_rows: Iterable[DeviceRow]) -> None:
@@ -215,7 +253,7 @@ class Recorder:
             "central_loss": row.central_loss,
         }
         self._status["history"].append(asdict(row))
-        write(self.directory / "rounds.csv", _csv(RoundRow, self.rounds))
+        write(self.directory / "rounds.csv", to_csv(RoundRow, self.rounds))
         self.settle(device_rows)
 
     def describe(self, description: Mapping[str, Any]) -> None:

@@ -18,7 +18,15 @@ from flwr.serverapp.strategy import Strategy
 from flowerbed.client_app import WEIGHTS
 from flowerbed.config import RunSettings, Task
 from flowerbed.data import Shard, load_shard
-from flowerbed.fleet import POLL_INTERVAL, Available, Device, Fleet, Flight, Reply
+from flowerbed.fleet import (
+    POLL_INTERVAL,
+    Available,
+    Device,
+    Fleet,
+    Flight,
+    Reply,
+    is_available,
+)
 from flowerbed.results import MODEL_OUTCOMES, DeviceRow, Recorder, RoundRow
 from flowerbed.strategies import make_strategy, pacing_of
 
@@ -65,12 +73,16 @@ def _device_row(reply: Reply, aggregated: int | None, resumed: float) -> DeviceR
         reason=reply.reason,
         aggregated=aggregated,
         examples=examples,
+        seconds=reply.seconds,
         **asdict(reply.times),
         # A device that is not there does not wait.
         wait_seconds=max(0.0, resumed - reply.received) if reply.message else 0.0,
         bytes_received=int(metrics.get("bytes-received", 0)),
         bytes_sent=int(metrics.get("bytes-sent", 0)),
         examples_per_second=examples / train if train else 0.0,
+        batch_size=int(metrics["batch-size"]) if train else None,
+        throttled_share=metrics.get("throttled-share"),
+        throttled_seconds=metrics.get("throttled-seconds"),
         loss=metrics.get("eval-loss"),
         accuracy=metrics.get("eval-accuracy"),
         train_loss=metrics.get("train-loss"),
@@ -170,9 +182,18 @@ class Run:
     def _arrays(self) -> ArrayRecord:
         return ArrayRecord({WEIGHTS: Array(self.weights)})
 
+    def _available(self, device: Device, server_round: int) -> bool:
+        return is_available(device.settings, self.settings.seed, server_round)
+
     def _ask(self, server_round: int, devices: list[Device]) -> list[Flight]:
-        """Send devices what the strategy wants of them, and tell those who watch."""
+        """Send devices what the strategy wants of them, and tell those who watch.
+
+        Those that are not available are not shown to it: no strategy has to know of them.
+        """
         self._meet()
+        devices = [device for device in devices if self._available(device, server_round)]
+        if not devices:
+            return []
         config = ConfigRecord(
             self._task(server_round, time_limit=self.settings.round_timeout * _TIME_BOX)
         )
@@ -199,6 +220,20 @@ class Run:
             )
             for name, device in self._met.items()
             if name not in online
+        ]
+
+    def _unavailable(self, server_round: int) -> list[Reply]:
+        """Devices that could be asked when the round begins, and are not available."""
+        now = time.monotonic()
+        return [
+            Reply(
+                Flight(device, server_round, now, now),
+                "unavailable",
+                now,
+                f"by its availability of {device.settings.availability:g}",
+            )
+            for device in self.fleet.free()
+            if not self._available(device, server_round)
         ]
 
     def _collect(self, server_round: int, counting: int) -> list[Reply]:
@@ -235,18 +270,21 @@ class Run:
                 asked += self._ask(server_round, free) if free else []
             time.sleep(min(POLL_INTERVAL, max(0.0, deadline - time.monotonic())))
 
-    def _aggregate(self, server_round: int, exchange: _Exchange) -> list[Reply]:
+    def _aggregate(self, server_round: int, exchange: _Exchange, *, more: bool) -> list[Reply]:
         """Aggregate what has come; the weights stay as they are where nothing has.
 
+        Args:
+            more: whether there are devices that were not asked and may be in the next round.
+
         Raises:
-            RoundError: and nobody is at work any more.
+            RoundError: nothing has, and nobody is left who might bring something.
         """
         useful = [reply for reply in exchange.replies if reply.model]
         if useful:
             arrays, _ = self.strategy.aggregate_train(server_round, [r.model for r in useful])
             if arrays is not None:
                 self.weights = np.asarray(arrays[WEIGHTS].numpy(), np.float32)
-        elif not self.fleet.flights():
+        elif not self.fleet.flights() and not more:
             became = "; ".join(f"{r.device.name}: {r.outcome} {r.reason}" for r in exchange.replies)
             raise RoundError(f"round {server_round}: no device returned a model ({became})")
         else:
@@ -265,13 +303,13 @@ class Run:
         started, begin = time.time(), time.monotonic()
         self.recorder.begin_round(started)
         self._meet()
-        absent = self._absent(server_round)
+        absent, unavailable = self._absent(server_round), self._unavailable(server_round)
         exchange = self._exchange(server_round)
         configured = exchange.asked[0].sent if exchange.asked else begin
         fresh = [r for r in exchange.replies if r.flight.server_round == server_round]
         if (accuracy := _mean(fresh, "eval-accuracy")) is not None:
             self.recorder.device_accuracy(accuracy, _mean(fresh, "eval-loss"))
-        useful = self._aggregate(server_round, exchange)
+        useful = self._aggregate(server_round, exchange, more=bool(unavailable))
         aggregated = time.monotonic()
         central_accuracy, central_loss = self._evaluate_centrally()
         end = time.monotonic()
@@ -279,7 +317,7 @@ class Run:
         waited_for = [(r.seconds, r.device.name) for r in current]
         waited_for += [(exchange.end - f.sent, f.device.name) for f in exchange.working]
         slowest_seconds, slowest_device = max(waited_for, default=(0.0, ""))
-        absent_rows = [_device_row(reply, None, reply.received) for reply in absent]
+        absent_rows = [_device_row(r, None, r.received) for r in (*absent, *unavailable)]
         row = RoundRow(
             round=server_round,
             started=started,

@@ -22,7 +22,7 @@ from flowerbed.data import Shard, load_shard
 from flowerbed.handoff import TRAINER_SOCKET, receive_frame, send_frame
 from flowerbed.learning import Learner
 from flowerbed.linear import LinearLearner
-from flowerbed.quota import read_quota
+from flowerbed.quota import read_quota, read_throttling
 
 log = logging.getLogger("flowerbed.trainer")
 
@@ -119,9 +119,11 @@ class Trainer:
         self, task: Task, device: DeviceSettings, weights: Any
     ) -> tuple[dict[str, Any], bytes]:
         """Evaluate the received weights, then train them: one exchange a round, not two."""
+        before = read_throttling()
         answer = self.evaluate(task, device, weights)
         started = time.monotonic()
-        result = self._learner_for(task, device).train(
+        learner = self._learner_for(task, device)
+        result = learner.train(
             weights,
             self.shard.train_images,
             self.shard.train_labels,
@@ -131,6 +133,7 @@ class Trainer:
             fill_time=task.fill_time,
             proximal_mu=task.proximal_mu,
         )
+        throttled = read_throttling().since(before)
         answer["outcome"] = "partial" if result.partial else "completed"
         answer["metrics"] |= {
             "num-examples": result.examples,
@@ -140,6 +143,9 @@ class Trainer:
             "train-steps": result.steps,
             "effective-steps": result.effective_steps,
             "train-seconds": time.monotonic() - started,
+            "batch-size": learner.batch_size,
+            "throttled-share": throttled.share,
+            "throttled-seconds": throttled.seconds,
         }
         return answer, result.weights.tobytes()
 

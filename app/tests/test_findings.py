@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from flowerbed.faults import FaultRow
 from flowerbed.report import findings
 from flowerbed.report.findings import find, held_up, in_words, waiting
 from flowerbed.report.record import Record
@@ -50,6 +51,7 @@ def _row(
         started=1001.0 + 25 * number,
         aggregated=number if busy else None,
         examples=100 if busy else 0,
+        seconds=busy or 12,
         receive_seconds=0.2 * busy,
         queue_seconds=0.1 * busy,
         evaluate_seconds=0.1 * busy,
@@ -59,6 +61,9 @@ def _row(
         bytes_received=1000 if busy else 0,
         bytes_sent=1000 if busy else 0,
         examples_per_second=10 if busy else 0,
+        batch_size=16 if busy else None,
+        throttled_share=0.8 if busy else None,
+        throttled_seconds=0.3 * busy if busy else None,
         loss=None,
         accuracy=None,
         train_loss=None,
@@ -114,7 +119,9 @@ def test_a_straggler_is_named_with_the_reason(held_up_twice: Record) -> None:
     said = "held up 2 of 3 rounds; the others together waited 44 s for it."
     assert f"budget-1 {said}" in _texts(held_up_twice)
     throttled = {"budget-1": Usage(throttled=0.96), "pi4-1": Usage(throttled=0.5)}
-    assert f"budget-1 was throttled 96 % of the time and {said}" in _texts(held_up_twice, throttled)
+    assert f"budget-1 was throttled 96 % of the time, which cost it 18 s, and {said}" in _texts(
+        held_up_twice, throttled
+    )
 
 
 def test_a_paused_device_is_named() -> None:
@@ -145,7 +152,10 @@ def test_outcomes_are_told_with_their_rounds() -> None:
         _row(1, "pi4-1", 0, "partial"),
     ]
     texts = _texts(_record([_round(n, "laptop-1") for n in (1, 2, 3)], rows))
-    assert "budget-1 was out of memory in rounds 1 and 2 (its limit is 1000m)." in texts
+    assert (
+        "budget-1 was out of memory in rounds 1 and 2 (its limit is 1000m): 24 s for nothing."
+        in texts
+    )
     assert "budget-1 failed in round 3: the trainer died of: signal 9." in texts
     assert "pi4-1 returned what it had learned when its time was up in round 1." in texts
     assert not [text for text in texts if "Every device" in text]
@@ -189,7 +199,8 @@ def test_limits_that_were_come_near(held_up_twice: Record) -> None:
     }
     texts = _texts(held_up_twice, usage)
     assert "laptop-1 came up to 95 % of its memory." in texts
-    assert "laptop-1 was throttled 85 % of the time, and yet held nobody up." in texts
+    slowed = "laptop-1 was throttled 85 % of the time, which cost it 11 s, and yet held nobody up."
+    assert slowed in texts
     assert not [text for text in texts if "pi4-1" in text]
 
 
@@ -241,4 +252,48 @@ def test_every_outcome_has_its_words() -> None:
     assert set(findings._OUTCOMES) == set(OUTCOMES) - {"completed"}
     rows = [_row(1, "pi4-1", 0, outcome) for outcome in OUTCOMES]
     texts = _texts(_record([_round(1, "laptop-1")], rows))
-    assert "pi4-1 answered when its round was over in round 1." in texts
+    assert "pi4-1 was not available in round 1." in texts
+
+
+def test_outcomes_are_told_with_what_they_cost() -> None:
+    rows = [
+        _row(1, "budget-1", 4),
+        _row(2, "budget-1", 0, "out_of_memory"),
+        replace(_row(1, "pi4-1", 0, "late"), examples=64, seconds=30.2),
+        replace(_row(2, "pi4-1", 0, "late"), examples=32, seconds=20.2),
+    ]
+    texts = _texts(_record([_round(n, "budget-1") for n in (1, 2)], rows))
+    died = "budget-1 was out of memory in round 2 (its limit is 1000m): 12 s for nothing, and about"
+    assert f"{died} 100 examples less." in texts
+    late = "pi4-1 answered when its round was over in rounds 1 and 2"
+    assert f"{late}: 50 s and 96 examples for nothing." in texts
+
+
+def test_a_smaller_batch_is_told_of() -> None:
+    record = _record(
+        [_round(1, "pi4-1")],
+        [replace(_row(1, "budget-1", 4), batch_size=8), _row(1, "laptop-1", 4)],
+    )
+    for device in record.settings.values():
+        device |= {"batch_size": 32, "examples": 100}
+    record.settings["laptop-1"]["examples"] = 16  # its whole shard
+    told = [text for text in _texts(record) if "too little memory" in text]
+    assert told == [
+        "budget-1 had too little memory for batches of 32: in round 1 it trained with 8."
+    ]
+
+
+def test_faults_are_told_of() -> None:
+    faults = [
+        FaultRow(1000.0, 2, "fill_memory", "budget-1", "local", 20.0, ""),
+        FaultRow(1010.0, 3, "fill_memory", "budget-1", "local", 20.0, ""),
+        FaultRow(1020.0, 3, "kill", "pi4-1", "local", 5.0, ""),
+        FaultRow(1025.0, 3, "rejoin", "pi4-1", "local", None, ""),
+        FaultRow(1030.0, 4, "pause", "pi4-1", "local", 5.0, "no such container"),
+    ]
+    record = replace(_record([_round(1, "pi4-1")], [_row(1, "pi4-1", 4)]), faults=faults)
+    texts = _texts(record)
+    assert (
+        "Struck on purpose (3): fill memory budget-1 in rounds 2 and 3, kill pi4-1 in round 3."
+    ) in texts
+    assert "pause pi4-1 failed in round 4: no such container" in texts

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from flowerbed.quota import Quota, out_of_memory_kills, read_quota
+from flowerbed.quota import (
+    Quota,
+    Throttling,
+    out_of_memory_kills,
+    read_quota,
+    read_throttling,
+)
 
 
 def _write(root: Path, files: dict[str, str]) -> Path:
@@ -47,6 +53,26 @@ def test_a_quota_above_the_machine_is_the_machine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("cores", "threads"), [(0.3, 1), (1.0, 1), (1.5, 1), (2.0, 2), (4.0, 4)])
 def test_threads_never_exceed_the_quota(cores: float, threads: int) -> None:
     assert Quota(cores, None).threads == threads
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "cpu.stat",
+            "usage_usec 9000000\nnr_periods 200\nnr_throttled 150\nthrottled_usec 12500000",
+        ),
+        ("cpu/cpu.stat", "nr_periods 200\nnr_throttled 150\nthrottled_time 12500000000"),
+    ],
+)
+def test_throttling_is_counted(tmp_path: Path, name: str, text: str) -> None:
+    now = read_throttling(_write(tmp_path, {name: text}))
+    assert now == Throttling(200, 150, 12.5)
+    before = Throttling(100, 100, 10.0)
+    assert now.since(before) == Throttling(100, 50, 2.5)
+    assert now.since(before).share == 0.5
+    assert read_throttling(tmp_path / "nothing") == Throttling(0, 0, 0.0)
+    assert now.since(now).share == 0.0
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from flowerbed.config import DeviceSettings, RunSettings, Task
 from flowerbed.data import load_shard
+from flowerbed.fleet import is_available
 from flowerbed.results import Recorder
 from flowerbed.server_app import RoundError, Run
 from flowerbed.strategies import make_strategy
@@ -23,11 +24,23 @@ from flowerbed.trainer import Trainer
 BATCH = 16
 
 
+def _device(node: int, availability: float) -> DeviceSettings:
+    return DeviceSettings(
+        device=f"d{node}",
+        device_class="c",
+        machine="m",
+        batch_size=BATCH,
+        learning_rate=0.001,
+        availability=availability,
+    )
+
+
 class _Link(Grid):
     """Nodes 1 to n, each a device on a shard; `delays` seconds pass before each answer."""
 
     def __init__(self, shard: Path, delays: dict[int, list[float]]) -> None:
         self.delays = delays
+        self.availability = 1.0
         self.lost: set[int] = set()
         """Nodes that connect anew once they have been asked to train."""
         self.trainer = Trainer(load_shard(shard))
@@ -63,9 +76,7 @@ class _Link(Grid):
     def _answer(self, message: Message) -> tuple[float, Message]:
         node, kind = message.metadata.dst_node_id, message.metadata.message_type
         task = Task.parse(dict(message.content["config"]))
-        device = DeviceSettings(
-            device=f"d{node}", device_class="c", machine="m", batch_size=BATCH, learning_rate=0.001
-        )
+        device = _device(node, self.availability)
         delay, data = 0.0, b""
         if kind == "query":
             answer = self.trainer.prepare(task, device)
@@ -115,6 +126,7 @@ def _play(
     rounds: int = 3,
     timeout: float = 20.0,
     lost: Iterable[int] = (),
+    availability: float = 1.0,
     **parameters: Any,
 ) -> tuple[_Link, list[dict[str, str]], list[dict[str, str]]]:
     """Play a run; the link, and the rows of rounds.csv and devices.csv."""
@@ -131,6 +143,7 @@ def _play(
     )
     link = _Link(shards / "devices" / "phone", delays)
     link.lost.update(lost)
+    link.availability = availability
     recorder = Recorder("run", rounds, timeout, root)
     test = load_shard(shards / "test" / "shard")
     Run(settings, make_strategy(strategy, parameters), link, recorder, test).play()
@@ -144,7 +157,8 @@ def _play(
 
 def _check_books(link: _Link, rounds: list[dict[str, str]], devices: list[dict[str, str]]) -> None:
     """Every message has one row, and what counts is what was aggregated."""
-    told = sorted((int(row["round"]), int(row["device"][1:])) for row in devices)
+    asked = [row for row in devices if row["outcome"] != "unavailable"]
+    told = sorted((int(row["round"]), int(row["device"][1:])) for row in asked)
     assert told == sorted(link.asked)
     for row in rounds:
         counted = [r for r in devices if r["aggregated"] == row["round"]]
@@ -220,3 +234,51 @@ def test_nobody_waits_for_a_slow_device_in_a_buffer(tmp_path: Path, shards: Path
     assert int(first["aggregated"]) > 1
     assert sum(row["device"] == "d1" and row["round"] == "1" for row in devices) == 2
     assert all(float(row["devices_seconds"]) < 2 for row in rounds)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "parameters"),
+    [
+        ("fedavg", {}),
+        ("fedadam", {}),
+        ("fedbuff", {"buffer_size": 1}),
+        ("oort", {}),
+        ("paced", {"box": 1.0}),
+        ("tifl", {"tiers": 1}),
+    ],
+)
+def test_nobody_is_asked_who_is_not_available(
+    tmp_path: Path, shards: Path, strategy: str, parameters: dict[str, Any]
+) -> None:
+    """Of the seed's eight rounds there is one in which nobody is; the run goes on after it."""
+    there = {
+        (number, node)
+        for number in range(1, 9)
+        for node in (1, 2)
+        if is_available(_device(node, 0.5), 1, number)
+    }
+    assert {number for number, _ in there} < set(range(1, 9))
+    link, rounds, devices = _play(
+        tmp_path, shards, {1: [], 2: []}, strategy, rounds=8, availability=0.5, **parameters
+    )
+    _check_books(link, rounds, devices)
+    assert len(rounds) == 8
+    assert set(link.asked) <= there
+    if strategy != "oort":  # which asks some of those that it may
+        assert set(link.asked) == there
+    away = {
+        (int(row["round"]), int(row["device"][1:]))
+        for row in devices
+        if row["outcome"] == "unavailable"
+    }
+    assert away == {(number, node) for number in range(1, 9) for node in (1, 2)} - there
+    assert {row["failed"] for row in rounds} == {"0"}
+
+
+def test_rows_tell_of_batch_and_throttling(tmp_path: Path, shards: Path) -> None:
+    _, _, devices = _play(tmp_path, shards, {1: [0.4]}, "fedavg", rounds=1)
+    (row,) = devices
+    assert int(row["batch_size"]) == BATCH
+    assert 0 <= float(row["throttled_share"]) <= 1
+    assert float(row["throttled_seconds"]) >= 0
+    assert float(row["seconds"]) >= 0.4

@@ -1,8 +1,9 @@
 """What playbooks derive from the inventory's groups; roles know nothing of groups."""
 
+import difflib
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -198,6 +199,151 @@ def cadvisor_targets(
     return [{"job": "cadvisor", **target(machine)} for machine in machines]
 
 
+FAULTS: dict[str, dict[str, Any]] = {
+    "disconnect": {"on": "device", "lasts": True},
+    "fill_memory": {"on": "device", "seconds": 20.0},
+    "kill": {"on": "device", "lasts": True},
+    "pause": {"on": "device", "lasts": True},
+    "rejoin": {"on": "device"},
+    "restart_docker": {"on": "machine"},
+    "restart_superlink": {"on": "", "lasts": True, "seconds": 5.0},
+    "slow": {"on": "device", "lasts": True, "share": 0.25},
+}
+"""What may be struck: `on` what it is, whether it `lasts` until a rejoin, and the defaults."""
+_FAULT_KEYS = ("do", "at_round", "at_second", "device", "machine", "seconds", "share")
+
+
+def fault_problems(
+    faults: list[dict[str, Any]],
+    groups: Mapping[str, list[str]],
+    hostvars: Mapping[str, Any],
+    at_once: bool = False,
+) -> list[str]:
+    """What is wrong with `training_faults`, a line a fault and mistake.
+
+    Args:
+        faults: the list.
+        groups: the inventory's groups.
+        hostvars: the variables of its hosts.
+        at_once: whether a fault that says no time is struck at once.
+    """
+    return [
+        f"fault {number} ({', '.join(f'{k}: {v}' for k, v in fault.items())}): {text}"
+        for number, fault in enumerate(faults, 1)
+        for text in _problems_of(fault, groups, hostvars, at_once=at_once)
+    ]
+
+
+def _problems_of(
+    fault: Mapping[str, Any],
+    groups: Mapping[str, list[str]],
+    hostvars: Mapping[str, Any],
+    *,
+    at_once: bool,
+) -> Iterator[str]:
+    for key in set(fault) - set(_FAULT_KEYS):
+        yield f"there is no {key}: write one of {', '.join(_FAULT_KEYS)}"
+    kind = FAULTS.get(str(fault.get("do")))
+    if kind is None:
+        yield f"do is {fault.get('do', 'missing')}: write one of {', '.join(FAULTS)}"
+        return
+    times = [key for key in ("at_round", "at_second") if key in fault]
+    if len(times) > 1 or not (times or at_once):
+        yield "write when: at_round (from 1) or at_second (since the first round began)"
+    for key, least in (("at_round", 1), ("at_second", 0), ("seconds", 0.1)):
+        value = fault.get(key, least)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
+            yield f"{key} is {value!r}: write a number of {least} or more"
+    share = fault.get("share", 0.5)
+    if not isinstance(share, int | float) or not 0 < share < 1:
+        yield f"share is {share!r}: write what is left of its cores, between 0 and 1"
+    for key in {"device", "machine"} - {kind["on"]}:
+        if key in fault:
+            yield f"{key} is of no use here: remove it"
+    yield from _target_problems(fault, str(kind["on"]), groups, hostvars)
+
+
+def _target_problems(
+    fault: Mapping[str, Any], on: str, groups: Mapping[str, list[str]], hostvars: Mapping[str, Any]
+) -> Iterator[str]:
+    """What is wrong with what shall be struck."""
+    name = str(fault.get(on, ""))
+    if on == "machine":
+        others = sorted(set(groups["machines"]) - set(groups["coordinator"]))
+        if name in groups["coordinator"]:
+            yield f"the Docker of {name} runs the run itself, which would end: name another machine"
+        elif name not in others:
+            yield f"there is no machine {name!r}: write one of {', '.join(others) or 'none'}"
+    elif on == "device":
+        devices = _meant(name, groups)
+        if not devices:
+            known = [*groups["devices"], *(g for g in groups if _meant(g, groups))]
+            near = difflib.get_close_matches(name, known, n=1) or sorted(groups["devices"])
+            yield f"there is no device or class {name!r}: write {' or '.join(near)}"
+        for device in devices:
+            if fault["do"] == "fill_memory" and "device_memory" not in hostvars[device]:
+                yield f"{device} has no device_memory: its machine's memory would be filled"
+
+
+def _meant(name: str, groups: Mapping[str, list[str]]) -> list[str]:
+    """The devices of a name, which is one of them or a group of them."""
+    if name in groups["devices"]:
+        return [name]
+    members = sorted(groups.get(name, ()))
+    return members if set(members) <= set(groups["devices"]) else []
+
+
+def strikes_of(
+    faults: list[dict[str, Any]], groups: Mapping[str, list[str]], hostvars: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """`training_faults` as the role `training` strikes them: one a target, with its way back.
+
+    What lasts some seconds is followed by a rejoin `after` it. Faults have no problems, see
+    `fault_problems`.
+    """
+    strikes: list[dict[str, Any]] = []
+    for fault in faults:
+        kind = FAULTS[fault["do"]]
+        told: dict[str, Any] = {key: kind[key] for key in ("seconds", "share") if key in kind}
+        told |= {key: value for key, value in fault.items() if key not in ("device", "machine")}
+        for target in _targets(fault, str(kind["on"]), groups, hostvars):
+            strike = told | target | {"id": len(strikes)}
+            strikes.append(strike)
+            if kind.get("lasts") and "seconds" in told:
+                back = {"do": "rejoin", "after": strike["id"], "seconds": told["seconds"]}
+                strikes.append(back | target | {"id": len(strikes)})
+    return strikes
+
+
+def _targets(
+    fault: Mapping[str, Any], on: str, groups: Mapping[str, list[str]], hostvars: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """What a fault strikes: name, machine, container, and what that has when it is back."""
+    devices = groups["devices"]
+    if on == "device":
+        for device in _meant(fault["device"], groups):
+            machine, container = machine_of(device, hostvars), f"flowerbed-device-{device}"
+            limits = networks_on([device], machine, hostvars)
+            yield {
+                "target": device,
+                "machine": machine,
+                "container": container,
+                "cpus": quota_of(device, hostvars),
+                "networks": [limit for limit in limits if len(limit) > 1],
+            }
+    elif on == "machine":
+        machine = fault["machine"]
+        limits = networks_on(devices, machine, hostvars)
+        yield {"target": machine, "machine": machine, "networks": limits}
+    else:
+        yield {
+            "target": "superlink",
+            "machine": next(iter(groups["coordinator"])),
+            "container": "flowerbed-superlink",
+            "networks": [],
+        }
+
+
 class FilterModule:
     """Ansible's way to find the filters."""
 
@@ -208,6 +354,7 @@ class FilterModule:
             "cadvisor_targets": cadvisor_targets,
             "class_of": class_of,
             "devices_on": devices_on,
+            "fault_problems": fault_problems,
             "in_reach": in_reach,
             "keys_of": keys_of,
             "machine_of": machine_of,
@@ -217,4 +364,5 @@ class FilterModule:
             "out_of_reach": out_of_reach,
             "quota_of": quota_of,
             "served": served,
+            "strikes_of": strikes_of,
         }

@@ -408,8 +408,14 @@ def test_a_run_survives_its_faults(
     engine: docker.DockerClient,
     inventory: dict[str, dict[str, Any]],
 ) -> None:
-    """In round 1 a trainer, a SuperNode and a container are killed; in round 2 the SuperLink."""
-    trainer, supernode, container, _ = sorted(inventory)
+    """In round 1 a trainer and a SuperNode are killed by hand; the rest is on schedule."""
+    trainer, supernode, container, full = sorted(inventory)
+    faults: list[dict[str, Any]] = [
+        {"at_round": 1, "do": "kill", "device": container, "seconds": 3},
+        {"at_round": 2, "do": "restart_superlink"},
+        {"at_round": 3, "do": "fill_memory", "device": full, "seconds": 15},
+        {"at_second": 20, "do": "slow", "device": container, "share": 0.5},
+    ]
 
     def disturb() -> None:
         began = int(time.time())
@@ -417,22 +423,14 @@ def test_a_run_survives_its_faults(
         eventually(lambda: _status()["state"] == "running", 300, "the run is running")
         time.sleep(1)
         _kill(engine, supernode, "flower-supernode")
-        engine.containers.get(f"flowerbed-device-{container}").kill()
-        engine.containers.get(f"flowerbed-device-{container}").start()
         busy = engine.containers.get(f"flowerbed-device-{trainer}")
         at_work = b"train, round 1"
         eventually(lambda: at_work in busy.logs(since=began), 60, f"{trainer} trains")
         _kill(engine, trainer, "flowerbed.trainer")
-        eventually(lambda: _status()["round"] >= 1, 300, "round 1 ends")
-        time.sleep(4)
-        superlink = engine.containers.get("flowerbed-superlink")
-        superlink.kill()
-        time.sleep(5)
-        superlink.start()
 
     more = {"training_run": "test-faults", "training_rounds": 5, "training_round_timeout": 150}
     with _beside(disturb):
-        play("train", **(variables | more))
+        play("train", training_faults=faults, **(variables | more))
     rows = _rows("test-faults", "devices.csv")
     first = {row["device"]: row["outcome"] for row in rows if row["round"] == "1"}
     assert first[trainer] == "error"
@@ -442,6 +440,36 @@ def test_a_run_survives_its_faults(
     assert set(last) == set(inventory)
     reason = next(r["reason"] for r in rows if r["device"] == trainer and r["outcome"] == "error")
     assert "signal 9" in reason
+    third = {row["device"]: row["outcome"] for row in rows if row["round"] == "3"}
+    assert third[full] == "out_of_memory"
+    for number in range(1, 6):
+        assert len({row["device"] for row in rows if row["round"] == str(number)}) == len(inventory)
+    struck = _rows("test-faults", "faults.csv")
+    assert {row["problem"] for row in struck} == {""}
+    what = [(row["fault"], row["target"]) for row in struck]
+    assert sorted(what) == sorted(
+        [
+            *(("kill", container), ("rejoin", container)),
+            *(("restart_superlink", "superlink"), ("rejoin", "superlink")),
+            ("fill_memory", full),
+            *(("slow", container), ("rejoin", container)),  # the latter when the run was over
+        ]
+    )
+    assert all(row["round"] == "1" for row in struck if row["fault"] == "kill")
+    limit = round(inventory[container]["device_speed"] * 1e9)
+    host = engine.containers.get(f"flowerbed-device-{container}").attrs["HostConfig"]
+    assert host["NanoCpus"] == limit
+    seen = 'flowerbed_fault_seconds{fault="fill_memory"}'
+    eventually(lambda: bool(query(seen)), 30, "Prometheus knows of the faults")
+
+
+def test_faults_that_cannot_be_are_refused_before_the_run(
+    lab: Played, play: Play, variables: dict[str, Any]
+) -> None:
+    faults = [{"at_round": 1, "do": "kill", "device": "laptop-2"}]
+    played = play("train", ok=False, training_faults=faults, **variables)
+    assert played.code != 0
+    assert re.search("no device or class 'laptop-2': write laptop-1", played.output)
 
 
 def test_a_paused_device_is_alerted_and_counted(

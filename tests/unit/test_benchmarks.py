@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BENCHMARKS = ("rounds", "learning", "memory", "deployment", "scale", "watching", "strategies")
+BENCHMARKS = (
+    "rounds",
+    "learning",
+    "memory",
+    "deployment",
+    "scale",
+    "watching",
+    "strategies",
+    "faults",
+)
 MEASURED = [name for name in BENCHMARKS if (ROOT / f"benchmarks/results/{name}.csv").exists()]
 
 

@@ -173,7 +173,7 @@ def test_no_two_panels_overlap(path: Path) -> None:
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.name)
 def test_rounds_and_faults_are_annotations(path: Path) -> None:
     names = [annotation["name"] for annotation in read(path)["annotations"]["list"]]
-    assert names == ["Rounds", "Faults", "Alerts"]
+    assert names == ["Rounds", "Faults", "Failed devices", "Alerts"]
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.name)

@@ -87,7 +87,7 @@ def comparison_page(records: Sequence[Record]) -> str:
             number(record.seconds, 0, " s"),
             number(record.seconds / len(record.rounds) if record.rounds else None, 1, " s"),
             share(waiting(record)),
-            sum(row.outcome not in MODEL_OUTCOMES for row in record.devices),
+            sum(row.outcome not in (*MODEL_OUTCOMES, "unavailable") for row in record.devices),
         )
         for name, record in zip(dotted, records, strict=True)
     )

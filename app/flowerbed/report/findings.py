@@ -138,8 +138,9 @@ def _each_straggler(record: Record, usage: Mapping[str, Usage]) -> Iterable[Find
     for device, rows in held_up(record).items():
         throttled = usage[device].throttled if device in usage else None
         waited = sum(sum(_waits(record, row)) for row in rows)
+        cost = sum(row.throttled_seconds or 0 for row in record.rows_of(device))
         before = (
-            f"was throttled {percent(throttled)} of the time and "
+            f"was throttled {percent(throttled)} of the time, which cost it {cost:.0f} s, and "
             if throttled is not None and throttled >= THROTTLED
             else ""
         )
@@ -157,7 +158,9 @@ _OUTCOMES = {
     "out_of_memory": "was out of memory",
     "partial": "returned what it had learned when its time was up",
     "timeout": "did not answer in time",
+    "unavailable": "was not available",
 }
+_NOBODYS_FAULT = ("partial", "late", "unavailable")
 
 
 def _outcomes(record: Record) -> Iterable[Finding]:
@@ -177,8 +180,8 @@ def _outcomes(record: Record) -> Iterable[Finding]:
             (
                 Finding(
                     f"{device} {text} in {in_words(row.round for row in rows)}"
-                    f"{_more(record, device, rows[-1])}.",
-                    grave=outcome not in ("partial", "late"),
+                    f"{_more(record, device, rows)}.",
+                    grave=outcome not in _NOBODYS_FAULT,
                 )
                 for _, device, rows in found
             ),
@@ -186,17 +189,60 @@ def _outcomes(record: Record) -> Iterable[Finding]:
         )
 
 
-def _more(record: Record, device: str, row: DeviceRow) -> str:
-    """What helps to understand an outcome."""
-    limit = record.settings.get(device, {}).get("memory")
-    if row.outcome == "out_of_memory" and limit:
-        return f" (its limit is {limit})"
-    return f": {row.reason}" if row.outcome == "error" and row.reason else ""
+def _more(record: Record, device: str, rows: list[DeviceRow]) -> str:
+    """What helps to understand an outcome, and what it cost."""
+    outcome, reason = rows[-1].outcome, rows[-1].reason
+    spent = sum(row.seconds for row in rows)
+    if outcome == "late":
+        return f": {spent:.0f} s and {sum(row.examples for row in rows)} examples for nothing"
+    if outcome == "out_of_memory":
+        limit = record.settings.get(device, {}).get("memory")
+        usual = [row.examples for row in record.rows_of(device) if row.aggregated is not None]
+        return (f" (its limit is {limit})" if limit else "") + (
+            f": {spent:.0f} s for nothing"
+            + (f", and about {len(rows) * median(usual):.0f} examples less" if usual else "")
+        )
+    return f": {reason}" if outcome == "error" and reason else ""
+
+
+def _halved(record: Record) -> Iterable[Finding]:
+    """Devices whose memory was too small for their batches, and which went on with smaller ones."""
+    for device in record.names:
+        setting = record.settings.get(device, {})
+        whole = min(setting.get("batch_size", 0), setting.get("examples", 0))
+        rows = [row for row in record.rows_of(device) if (row.batch_size or whole) < whole]
+        if rows:
+            yield Finding(
+                f"{device} had too little memory for batches of {whole}: in "
+                f"{in_words(row.round for row in rows)} it trained with "
+                f"{min(row.batch_size or whole for row in rows)}.",
+                grave=True,
+            )
+
+
+def _faults(record: Record) -> Iterable[Finding]:
+    struck = [row for row in record.faults if row.fault != "rejoin" and not row.problem]
+    rounds: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for row in struck:
+        rounds[row.fault.replace("_", " "), row.target].append(row.round)
+    told = ", ".join(f"{fault} {on} in {in_words(of)}" for (fault, on), of in rounds.items())
+    if struck:
+        yield Finding(f"Struck on purpose ({len(struck)}): {told}.")
+    for row in record.faults:
+        if row.problem:
+            yield Finding(
+                f"{row.fault.replace('_', ' ')} {row.target} failed in round {row.round}: "
+                f"{row.problem}",
+                grave=True,
+            )
 
 
 def _limits(record: Record, usage: Mapping[str, Usage]) -> Iterable[Finding]:
     near, slowed = [], []
     stragglers = held_up(record)
+    cost: defaultdict[str, float] = defaultdict(float)
+    for row in record.devices:
+        cost[row.device] += row.throttled_seconds or 0
     for device, used in usage.items():
         limit = size(record.settings.get(device, {}).get("memory"))
         if limit and used.memory_peak is not None and used.memory_peak >= MEMORY * limit:
@@ -204,7 +250,10 @@ def _limits(record: Record, usage: Mapping[str, Usage]) -> Iterable[Finding]:
             near.append(Finding(f"{device} came up to {share} of its memory.", grave=True))
         if used.throttled is not None and used.throttled >= THROTTLED and device not in stragglers:
             share = percent(used.throttled)
-            text = f"{device} was throttled {share} of the time, and yet held nobody up."
+            text = (
+                f"{device} was throttled {share} of the time, which cost it {cost[device]:.0f} s, "
+                "and yet held nobody up."
+            )
             slowed.append(Finding(text))
     yield from _limited(near, "came close to the limit of their memory")
     yield from _limited(slowed, "were throttled as much, and held nobody up")
@@ -258,7 +307,9 @@ def find(record: Record, usage: Mapping[str, Usage]) -> list[Finding]:
         findings += [
             *_learning(record),
             *_stragglers(record, usage),
+            *_faults(record),
             *_outcomes(record),
+            *_halved(record),
             *_limits(record, usage),
             *_time(record),
             *_shares(record),

@@ -116,7 +116,8 @@ def _timeline(record: Record, colours: pictures.Colours) -> Markup | None:
         figure(
             pictures.timeline(record, colours),
             "A lane for each device. The thin line is idle time: the longer it is, the more that "
-            "device waited. The lane of the server is configuring, aggregating and evaluating.",
+            "device waited. The lane of the server is configuring, aggregating and evaluating."
+            + (" Triangles: it was struck on purpose, and brought back." if record.faults else ""),
             least=max(640, 64 * len(record.rounds)),
         ),
         legend(

@@ -232,6 +232,12 @@ def timeline(record: Record, colours: Colours) -> Markup:
         outcome = textwrap.fill(entry.outcome.replace("_", " "), 8)
         middle = (begin + seconds / 2, names.index(entry.device))
         axes.text(*middle, outcome, color=BAD, ha="center", va="center", fontsize=8)
+    for fault in record.faults:
+        lane = "server" if fault.target == "superlink" else fault.target
+        if lane in names:
+            mark = "^" if fault.fault == "rejoin" else "v"
+            at = (fault.time - record.begin, names.index(lane) - 0.4)
+            axes.plot(*at, marker=mark, color=BAD, markersize=4, clip_on=False)
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", labelcolor=INK)
     axes.set_ylim(len(names) - 0.5, -1.2)

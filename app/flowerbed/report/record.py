@@ -1,17 +1,16 @@
 """A run as its files tell of it."""
 
-import csv
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter
 
-from flowerbed.results import STATUS, DeviceRow, RoundRow
+from flowerbed.faults import FaultRow, read_faults
+from flowerbed.results import STATUS, DeviceRow, RoundRow, read_rows
 
 Labels = dict[str, list[int]]
 """Training images per label, by device."""
@@ -34,6 +33,7 @@ class Record:
     rounds: list[RoundRow]
     devices: list[DeviceRow]
     description: dict[str, Any]
+    faults: list[FaultRow] = field(default_factory=list)
 
     @property
     def begin(self) -> float:
@@ -76,18 +76,6 @@ class Record:
         return [row for row in self.devices if row.device == device]
 
 
-def _read_rows(kind: type, path: Path) -> list[Any]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as lines:
-        # An empty cell is a value that was not measured, or an empty text.
-        rows = [
-            {key: None if value == "" and key != "reason" else value for key, value in row.items()}
-            for row in csv.DictReader(lines)
-        ]
-    return list(TypeAdapter(list[kind]).validate_python(rows))  # type: ignore[valid-type]
-
-
 def _known(root: Path) -> Iterable[str]:
     return sorted(path.parent.name for path in root.glob(f"*/{STATUS}"))
 
@@ -108,7 +96,8 @@ def read_record(root: Path, run: str) -> Record:
         name=run,
         state=status["state"],
         message=status["message"],
-        rounds=_read_rows(RoundRow, directory / "rounds.csv"),
-        devices=_read_rows(DeviceRow, directory / "devices.csv"),
+        rounds=read_rows(RoundRow, directory / "rounds.csv"),
+        devices=read_rows(DeviceRow, directory / "devices.csv"),
         description=yaml.safe_load(described.read_text()) if described.exists() else {},
+        faults=read_faults(directory),
     )

@@ -1,5 +1,8 @@
 """Follow a run on the coordinator and show a line a round as it is finished.
 
+Whoever follows a run also strikes it with faults: so this ends as well when one is due, and goes on
+after it with what it has returned.
+
 An action plugin and not a loop of tasks: a task shows nothing until it ends, and a run takes long.
 The waiting is done on the coordinator, one command a look. On a terminal, a table below the rounds
 says what each device is doing; elsewhere a line does so when a round takes long.
@@ -7,9 +10,10 @@ says what each device is doing; elsewhere a line does so when a round takes long
 
 import io
 import json
+import math
 import shlex
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible import constants
@@ -115,6 +119,35 @@ def table(status: dict[str, Any], columns: int) -> str:
     return captured.get()
 
 
+def due_in(
+    strike: Mapping[str, Any], struck: Mapping[str, float], status: Mapping[str, Any]
+) -> float:
+    """Seconds until a fault is due: 0 or less when it is, infinite where nobody can tell yet.
+
+    Args:
+        strike: with `at_round`, with `at_second` since the first round began, or with the
+            `seconds` that it comes `after` another one, by that one's id. With none of them it is
+            due at once, and even when the run is over.
+        struck: when others were, by their ids.
+        status: of the run.
+    """
+    if not {"at_round", "at_second", "after"} & set(strike):
+        return 0
+    if status["state"] in FINAL_STATES:
+        return math.inf
+    if "at_round" in strike:
+        return 0 if status["begun"] >= strike["at_round"] else math.inf
+    if "after" in strike:
+        first, later = struck.get(str(strike["after"]), math.inf), strike["seconds"]
+    elif not status["begun"]:
+        return math.inf
+    else:
+        rounds = status["history"]
+        first = rounds[0]["started"] if rounds else status["round_started"]
+        later = strike["at_second"]
+    return float(first + later - status["now"])
+
+
 class Screen:
     """What the user sees: lines that stay, and on a terminal a table that is written over."""
 
@@ -147,10 +180,15 @@ class Screen:
 
 
 class ActionModule(ActionBase):
-    """`follow_run: run=NAME`: returns the run's last status; fails when the run has failed."""
+    """`follow_run: run=NAME`: returns the run's last status; fails when the run has failed.
+
+    With `strikes`, of which some have been `struck` (id to time), it also returns when one is due:
+    `due` is that one, else there is none. `shown` are the rounds that have been shown, to be given
+    to the next call, and `over` says whether one makes sense.
+    """
 
     TRANSFERS_FILES = False
-    _VALID_ARGS = frozenset(("run",))
+    _VALID_ARGS = frozenset(("run", "strikes", "struck", "shown"))
 
     def _exec(self, container: str, *argv: str) -> dict[str, Any]:
         """The JSON that a command in a container prints; no module, which costs more than it."""
@@ -162,8 +200,9 @@ class ActionModule(ActionBase):
         answer: dict[str, Any] = json.loads(result["stdout"])
         return answer
 
-    def _status(self, run: str, after: int, patience: int) -> dict[str, Any]:
-        options = ["--after", str(after), "--timeout", str(patience)]
+    def _status(self, run: str, after: int, patience: float, begun: int = 0) -> dict[str, Any]:
+        options = ["--after", str(after), "--timeout", f"{patience:.1f}"]
+        options += ["--begun", str(begun)] if begun else []
         return self._exec("flowerbed-metrics", "python", "-m", "flowerbed.follow", run, *options)
 
     def _dead(self) -> bool:
@@ -183,11 +222,38 @@ class ActionModule(ActionBase):
         finally:
             screen.clear()
 
+    def _look(
+        self, name: str, shown: int, most: float, soon: float, pending: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The status when there is something new, after `most` seconds, or when a fault is due.
+
+        Args:
+            soon: seconds until the next one of which that is known.
+        """
+        rounds = [strike["at_round"] for strike in pending if "at_round" in strike]
+        # Seconds are counted from the first round's begin.
+        if math.isinf(soon):
+            rounds += [1 for strike in pending if "at_second" in strike]
+        return self._status(name, shown, min(most, max(soon, 0.0)), min(rounds, default=0))
+
+    def _give_up(self, name: str, status: dict[str, Any], seconds: float) -> None:
+        """Fail where the run has failed, or has not begun after so many seconds."""
+        if status["state"] == "failed":
+            raise AnsibleActionFail(f"run {name} failed: {status['message']}")
+        if status["state"] == "starting" and seconds > START_PATIENCE:
+            raise AnsibleActionFail(f"run {name} has not begun after {START_PATIENCE} s")
+
     def _follow(self, name: str, screen: Screen) -> dict[str, Any]:
-        started = last_sign = time.monotonic()
-        shown, message = 0, ""
+        started = last_sign = last_shown = time.monotonic()
+        told = self._task.args
+        struck = told.get("struck") or {}
+        pending = [one for one in told.get("strikes") or () if str(one["id"]) not in struck]
+        shown, message = int(told.get("shown") or 0), ""
+        # When a fault is due is known from the first look on.
+        soon = 0.0 if pending else math.inf
+        most = REFRESH if screen.live else PATIENCE
         while True:
-            status = self._status(name, shown, REFRESH if screen.live else PATIENCE)
+            status = self._look(name, shown, most, soon, pending)
             rows = status["history"]
             lines = [HEADING] if rows and not shown else []
             lines += [_line(row, status["rounds"]) for row in rows[shown:]]
@@ -195,14 +261,19 @@ class ActionModule(ActionBase):
                 message = status["message"]
                 lines.append(f"{status['state']}: {message}")
             shown = len(rows)
-            screen.show(lines, status)
-            if status["state"] == "completed":
-                return {"changed": True, "status": status}
-            if status["state"] == "failed":
-                raise AnsibleActionFail(f"run {name} failed: {message}")
             now = time.monotonic()
-            if status["state"] == "starting" and now > started + START_PATIENCE:
-                raise AnsibleActionFail(f"run {name} has not begun after {START_PATIENCE} s")
+            if lines or screen.live or now > last_shown + most - 1:
+                last_shown = now
+                screen.show(lines, status)
+            seen = {"changed": False, "status": status, "shown": shown}
+            wait = {one["id"]: due_in(one, struck, status) for one in pending}
+            soon = min(wait.values(), default=math.inf)
+            if soon <= 0:
+                (due, *_) = sorted(pending, key=lambda one: wait[one["id"]])
+                return seen | {"over": False, "due": due}
+            if status["state"] == "completed":
+                return seen | {"over": True, "due": {}}
+            self._give_up(name, status, now - started)
             if lines:
                 last_sign = now
             elif now > last_sign + PATIENCE:
