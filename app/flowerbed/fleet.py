@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from flowerbed.config import DeviceSettings
 from flowerbed.results import MODEL_OUTCOMES
@@ -24,6 +25,7 @@ log = logging.getLogger("flwr")
 POLL_INTERVAL = 0.5
 """Seconds between looks for replies; Grid.send_and_receive takes 3."""
 _NODE_INTERVAL = 2.0
+_PUSHES = 3
 _MARGIN = 10.0
 """Seconds by which a message outlives its time here: when Flower's ends, it answers for the device
 with an error like others."""
@@ -243,7 +245,8 @@ class Fleet:
                 self._sessions[node] = online[node]
                 content = RecordDict({"config": ConfigRecord(self._prepare)})
                 question = Message(content, node, "query", ttl=self._ttl)
-                for message_id in self._push([question]):
+                (message_id,) = self._push([question])
+                if message_id:
                     self._questions[message_id] = node
         for message in self._pull(self._questions):
             node = self._questions.pop(message.metadata.reply_to_message_id)
@@ -320,7 +323,15 @@ class Fleet:
     # --- messages -------------------------------------------------------------------------
 
     def _push(self, messages: list[Message]) -> list[str]:
-        return [str(message_id or "") for message_id in self._grid.push_messages(messages)]
+        """Hand messages to Flower; their ids, empty where it has not taken one."""
+        for _ in range(_PUSHES):
+            try:
+                return [str(message_id or "") for message_id in self._grid.push_messages(messages)]
+            except ObjectPushError as error:
+                # The SuperLink has been restarted between a message and its parts, or is so slow
+                # that they have expired.
+                log.warning("messages are sent again: %s", error)
+        return [""] * len(messages)
 
     def _pull(self, pending: Iterable[str]) -> Iterable[Message]:
         ids = list(pending)

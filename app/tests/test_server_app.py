@@ -11,6 +11,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.task_identity import TaskIdentity
 
 from flowerbed.config import DeviceSettings, RunSettings, Task
@@ -41,6 +42,8 @@ class _Link(Grid):
     def __init__(self, shard: Path, delays: dict[int, list[float]]) -> None:
         self.delays = delays
         self.availability = 1.0
+        self.refusals = 0
+        """Times that messages are not taken."""
         self.lost: set[int] = set()
         """Nodes that connect anew once they have been asked to train."""
         self.trainer = Trainer(load_shard(shard))
@@ -59,6 +62,9 @@ class _Link(Grid):
         ]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        if self.refusals:
+            self.refusals -= 1
+            raise ObjectPushError("object", 1, "session")
         ids = []
         for message in messages:
             self._sent += 1
@@ -127,6 +133,7 @@ def _play(
     timeout: float = 20.0,
     lost: Iterable[int] = (),
     availability: float = 1.0,
+    refusals: int = 0,
     **parameters: Any,
 ) -> tuple[_Link, list[dict[str, str]], list[dict[str, str]]]:
     """Play a run; the link, and the rows of rounds.csv and devices.csv."""
@@ -143,7 +150,7 @@ def _play(
     )
     link = _Link(shards / "devices" / "phone", delays)
     link.lost.update(lost)
-    link.availability = availability
+    link.availability, link.refusals = availability, refusals
     recorder = Recorder("run", rounds, timeout, root)
     test = load_shard(shards / "test" / "shard")
     Run(settings, make_strategy(strategy, parameters), link, recorder, test).play()
@@ -282,3 +289,9 @@ def test_rows_tell_of_batch_and_throttling(tmp_path: Path, shards: Path) -> None
     assert 0 <= float(row["throttled_share"]) <= 1
     assert float(row["throttled_seconds"]) >= 0
     assert float(row["seconds"]) >= 0.4
+
+
+def test_messages_that_are_not_taken_are_sent_again(tmp_path: Path, shards: Path) -> None:
+    link, rounds, devices = _play(tmp_path, shards, {1: [], 2: []}, "fedavg", refusals=4)
+    _check_books(link, rounds, devices)
+    assert {row["outcome"] for row in devices} == {"partial"}
