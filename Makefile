@@ -123,6 +123,8 @@ bench: $(BENCHMARKS:%=bench-%) ## Measure all that the README quotes, on a machi
 $(BENCHMARKS:%=bench-%): bench-%: $(test_tools)
 	$(bin)/python benchmarks/$*.py
 
+bench-memory: images
+
 # --- what the above needs ----------------------------------------------------------------------
 
 # Debian's Python has the module venv, but not what that needs to put pip into one.

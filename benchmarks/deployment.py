@@ -36,8 +36,6 @@ SETTINGS = {
     "training_rounds": 1,
     "training_examples": 4000,
     "training_device_wait": 600,
-    # A trainer without TensorFlow needs less than what preflight asks for one with it.
-    "preflight_memory_minimum": "300m",
 }
 
 

@@ -42,6 +42,19 @@ class DeviceShare(BaseModel):
     device: str
     partition: Annotated[int, Field(ge=0)]
     fraction: Annotated[float, Field(gt=0, le=1)]
+    images: Annotated[int, Field(ge=0)] = 0
+    """The most that it holds; 0: no limit."""
+
+    def of(self, partition: int) -> int:
+        """How many of a partition's images it holds."""
+        kept = round(partition * self.fraction)
+        return min(kept, self.images) if self.images else kept
+
+    def held(self, partition: int) -> float:
+        """The share of a partition's images that it holds."""
+        kept = self.of(partition)
+        cut = kept < round(partition * self.fraction)
+        return round(kept / partition, 4) if cut else self.fraction
 
 
 class Plan(BaseModel):
@@ -110,7 +123,12 @@ def load_shard(directory: Path) -> Shard:
 
 
 def _write_shard(
-    directory: Path, arrays: dict[str, NDArray[Any]], partition: int, classes: int
+    directory: Path,
+    arrays: dict[str, NDArray[Any]],
+    *,
+    partition: int = 0,
+    classes: int,
+    fraction: float = 1.0,
 ) -> dict[str, Any]:
     """Write a shard aside and put it in place whole; return its record.
 
@@ -122,6 +140,7 @@ def _write_shard(
     labels = np.bincount(arrays["train_labels"], minlength=classes)
     record = {
         "partition": partition,
+        "fraction": fraction,
         "classes": classes,
         "fingerprint": digest.hexdigest(),
         "train_examples": len(arrays["train_labels"]),
@@ -283,7 +302,7 @@ def _check_sizes(plan: Plan, partitions: list[Any]) -> None:
         f"device {share.device}: device_data_fraction = {share.fraction} leaves {kept} of "
         f"{len(partition)} images"
         for share, partition in zip(plan.devices, partitions, strict=True)
-        if (kept := round(len(partition) * share.fraction)) < FEWEST_IMAGES
+        if (kept := share.of(len(partition))) < FEWEST_IMAGES
     ]
     if small:
         raise DatasetError(
@@ -294,7 +313,7 @@ def _check_sizes(plan: Plan, partitions: list[Any]) -> None:
 
 def _share(partition: Any, share: DeviceShare, seed: int) -> dict[str, NDArray[Any]]:
     """A device's share of its partition, split into training and local test."""
-    kept = partition.shuffle(seed=seed).select(range(round(len(partition) * share.fraction)))
+    kept = partition.shuffle(seed=seed).select(range(share.of(len(partition))))
     split = kept.train_test_split(LOCAL_TEST_SHARE, seed=seed)
     train_images, train_labels = _to_arrays(split["train"])
     test_images, test_labels = _to_arrays(split["test"])
@@ -323,14 +342,20 @@ def prepare(plan: Plan, output: Path) -> dict[str, Any]:
     _check_sizes(plan, partitions)
     for share, partition in zip(plan.devices, partitions, strict=True):
         arrays = _share(partition, share, plan.seed)
-        record = _write_shard(output / "devices" / share.device, arrays, share.partition, classes)
+        record = _write_shard(
+            output / "devices" / share.device,
+            arrays,
+            partition=share.partition,
+            classes=classes,
+            fraction=share.held(len(partition)),
+        )
         manifest["shards"][share.device] = record
         print(f"{share.device}: {record['train_examples']} images", flush=True)
     if plan.test:
         images, labels = _to_arrays(test)
         # Nothing is trained on the coordinator; the shard is the whole test split.
         arrays = dict(zip(_ARRAYS, (images[:0], labels[:0], images, labels), strict=True))
-        manifest["test"] = _write_shard(output / "test" / "shard", arrays, 0, classes)
+        manifest["test"] = _write_shard(output / "test" / "shard", arrays, classes=classes)
     for stale in {path.name for path in (output / "devices").glob("*")} - set(manifest["shards"]):
         shutil.rmtree(output / "devices" / stale)
     draft = output / f"{MANIFEST}.draft"

@@ -75,6 +75,18 @@ def test_fraction_and_examples_limit_what_is_held(parquet: Path, tmp_path: Path)
     assert sum(record["train_labels"]) == 8
 
 
+def test_a_device_holds_as_many_images_as_it_has_room_for(parquet: Path, tmp_path: Path) -> None:
+    shares = [
+        {"device": "d0", "partition": 0, "fraction": 1.0, "images": 20},
+        {"device": "d1", "partition": 1, "fraction": 0.5, "images": 1000},
+    ]
+    shards = prepare(_plan(parquet, devices=shares), tmp_path)["shards"]
+    held = {name: each["train_examples"] + each["test_examples"] for name, each in shards.items()}
+    assert held == {"d0": 20, "d1": 25}
+    # What a device is told of itself.
+    assert (shards["d0"]["fraction"], shards["d1"]["fraction"]) == (0.4, 0.5)
+
+
 def test_devices_that_are_gone_lose_their_shards(parquet: Path, tmp_path: Path) -> None:
     prepare(_plan(parquet), tmp_path)
     prepare(_plan(parquet, devices=[{"device": "d1", "partition": 1, "fraction": 1.0}]), tmp_path)

@@ -17,16 +17,12 @@ def machine_of(device: str, hostvars: Mapping[str, Any]) -> str:
 def devices_on(
     devices: list[str], machine: str, hostvars: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The devices that live on a machine, each with its partition and share of the data.
+    """The devices that live on a machine, each with its partition of the data.
 
     Partitions are numbered by name, so that an inventory in another order deals out the same.
     """
     return [
-        {
-            "device": device,
-            "partition": partition,
-            "fraction": float(hostvars[device].get("device_data_fraction", 1.0)),
-        }
+        {"device": device, "partition": partition}
         for partition, device in enumerate(sorted(devices))
         if machine_of(device, hostvars) == machine
     ]

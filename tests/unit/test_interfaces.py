@@ -83,9 +83,17 @@ def test_a_device_is_told_what_it_knows() -> None:
     assert set(settings) == _kebab(_fields("config", "DeviceSettings"))
 
 
-@pytest.mark.parametrize("field", ["batch_size", "learning_rate", "local_epochs", "data_fraction"])
-def test_a_device_has_one_default(field: str) -> None:
-    told = _options("device")[f"device_{field}"]["default"]
+@pytest.mark.parametrize(
+    ("option", "field"),
+    [
+        ("device_batch", "batch_size"),
+        ("device_learning_rate", "learning_rate"),
+        ("device_local_epochs", "local_epochs"),
+        ("device_share", "data_fraction"),
+    ],
+)
+def test_a_device_has_one_default(option: str, field: str) -> None:
+    told = _options("device")[option]["default"]
     assert told == _default(_fields("config", "DeviceSettings")[field])
 
 

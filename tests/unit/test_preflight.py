@@ -31,7 +31,7 @@ look = load(ROLE / "action_plugins/look_at_machine.py")
 playbook_filters = load(ROOT / "playbooks/filter_plugins/flowerbed.py")
 
 ROLE_VARS = yaml.safe_load((ROLE / "vars/main.yml").read_text())
-RULES = ROLE_VARS["__preflight_rules"] | {"device_memory": {"size": True, "write": "a size"}}
+RULES = ROLE_VARS["__preflight_rules"]
 OPTIONS = variables.role_options(str(ROOT / "roles"))
 for role, of_role in ROLE_VARS["__preflight_of_playbooks"].items():
     OPTIONS[role] = OPTIONS.get(role, {}) | of_role
@@ -170,8 +170,27 @@ BAD = {
     "loss": of_laptop("device_network_loss: 101", "is 101", "too large", "from 0 to 100"),
     "jitter": of_laptop("device_network_jitter: 5ms", "jitter is 5ms", "device_network_delay, too"),
     "no_size": of_laptop("device_memory: 2 GB", "device_memory is '2 GB'", "write 2g"),
+    "neither_size_nor_auto": of_laptop(
+        "device_batch_size: automatic", "is 'automatic'", "of 1 or more, such as 32, or auto"
+    ),
     "little_memory": of_laptop(
-        "device_memory: 512m", "device_memory is '512m'", "less than the 700m", "700m or more"
+        "device_memory: 300m",
+        "device_memory is '300m', less than the ",
+        "that mobilenet 0.25 (small-images) takes with device_batch_size 32",
+        "m or more, or train a smaller training_model",
+    ),
+    "large_batch": of_laptop(
+        "device_memory: 900m\ndevice_batch_size: 4096",
+        "device_memory is '900m', less than the ",
+        "with device_batch_size 4096: write ",
+        "m or more, or device_batch_size of ",
+    ),
+    "little_memory_for_auto": of_laptop(
+        "device_memory: 300m\ndevice_batch_size: auto", "device_batch_size auto, which is 8 or more"
+    ),
+    "wide_network": Bad(
+        says=("(group devices): ", "that mobilenet 2 (small-images) takes with device_batch_size"),
+        arguments=("-e", "training_model_alpha=2 device_memory=1g device_batch_size=32"),
     ),
     "undefined": of_laptop(
         'device_cpus: "{{ cores_of_laptops }}"',

@@ -326,6 +326,14 @@ def _value(variables: Mapping[str, Any], name: str, default: Any = None) -> Any:
     return variables.get(name, {"value": default}).get("value")
 
 
+def values_of(found: Found, hosts: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Hosts to their variables as they are; without those that could not be resolved."""
+    return {
+        host: {name: each["value"] for name, each in found[host].items() if "value" in each}
+        for host in hosts
+    }
+
+
 def problem_lines(problems: Iterable[Problem], groups: Groups) -> list[str]:
     """A line a problem; hosts that share one are named together, and as a group where they are."""
     hosts: dict[str, list[str]] = {}
@@ -359,4 +367,5 @@ class FilterModule:
             "machine_plans": machine_plans,
             "port_problems": port_problems,
             "problem_lines": problem_lines,
+            "values_of": values_of,
         }

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ansible.module_utils.common.text.formatters import human_to_bytes
 
 Problem = tuple[str, str]
 Option = Mapping[str, Any]
@@ -80,7 +79,8 @@ def variable_problems(
         machines: hosts whose other variables are read.
         options: see `role_options`.
         rules: variable to what its type does not say: `minimum`, `above`, `maximum`, `choices`,
-            `size`, `pattern` with what to `write`, or `elsewhere` for what others judge.
+            `size`, `pattern` with what to `write`, a word that stands for a value (`or`), or
+            `elsewhere` for what others judge.
         passed: see `passed_variables`.
         foreign: variables that are not the lab's, whatever their prefix.
         given: variables of the command line, whose numbers come as text.
@@ -207,6 +207,8 @@ def value_problem(
         given: from the command line, where everything may be text.
     """
     kind = option.get("type", "str")
+    if "or" in rule and value == rule["or"]:
+        return None
     if value is None:
         return "", f"{_wanted(kind, option, rule)}, or remove the line"
     if kind in ("int", "float"):
@@ -235,7 +237,8 @@ def _wanted(kind: str, option: Option, rule: Option) -> str:
         range_ = ""
     default = option.get("default")
     such = f", such as {default}" if kind in ("int", "float") and default else ""
-    return f"write {things.get(kind, 'text')}{range_}{such}"
+    word = f", or {rule['or']}" if "or" in rule else ""
+    return f"write {things.get(kind, 'text')}{range_}{such}{word}"
 
 
 def _choices(option: Option, rule: Option) -> list[Any]:
@@ -314,9 +317,6 @@ def _size_problem(value: Any, rule: Option) -> tuple[str, str] | None:
             whole, fraction, unit, _ = almost.groups()
             wanted = f"write {whole}{'.' + fraction if fraction else ''}{unit.lower()}"
         return ", which is no size", wanted
-    minimum = rule.get("minimum")
-    if minimum and human_to_bytes(value) < human_to_bytes(minimum):
-        return f", less than the {minimum} that {rule['needed']}", f"write {minimum} or more"
     return None
 
 
