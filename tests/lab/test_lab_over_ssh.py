@@ -261,6 +261,7 @@ def test_a_machine_that_is_away_takes_its_devices_with_it(
 ) -> None:
     """Then nothing is done, unless the lab may do without it. The next test has it back."""
     away = {"training_start": "always", "training_rounds": 1, "training_run": "test-away"}
+    subprocess.run(["rm", "-rf", str(RESULTS / "test-away")], check=True)
     subprocess.run(["docker", "pause", "flowerbed-test-lab-pi-1"], check=True)
     try:
         refused = over_ssh("site", ok=False, **away)
