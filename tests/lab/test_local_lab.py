@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import threading
 import time
@@ -315,6 +316,7 @@ def test_what_is_broken_off_anywhere_ends_the_same(
     inventory: dict[str, dict[str, Any]],
 ) -> None:
     """In mid-run, and while images are built and services and devices started."""
+    shutil.rmtree(RESULTS / "test-broken-off", ignore_errors=True)
     before = _lab(engine)
     assert before["folders"] == []
     more = {"training_run": "test-broken-off", "training_model": "linear", "training_rounds": 3}
