@@ -13,7 +13,8 @@ pip  = $(bin)/python -m pip install --quiet --disable-pip-version-check
 # Written when an installation is complete, so that one which broke off is done again.
 control_node = $(VENV)/.control-node-is-ready
 test_tools   = $(VENV)/.test-tools-are-ready
-TIERS        = lint unit app rules role lab-test ssh-lab-test
+# The last one removes the images in the end.
+TIERS        = lint unit app rules role ssh-lab-test lab-test
 
 .PHONY: help
 help: ## List the targets
