@@ -54,6 +54,25 @@ class Played:
         return sum(map(int, recap))
 
 
+def run(name: str, *arguments: str) -> str:
+    """Run a program of the virtual environment and return its output.
+
+    Raises:
+        SystemExit: it failed; its output is shown.
+    """
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name(name)), *arguments],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{done.stdout}\n{name} {arguments[0]} failed: see above")
+    return done.stdout
+
+
 def played(playbook: str, inventory: Path, **variables: Any) -> Played:
     """Run a playbook, such as playbooks/site.yml.
 
@@ -62,21 +81,10 @@ def played(playbook: str, inventory: Path, **variables: Any) -> Played:
     Raises:
         SystemExit: it failed.
     """
-    command = [str(Path(sys.executable).with_name("ansible-playbook"))]
-    command += [playbook, "-i", str(inventory)]
     variables = {"training_dataset": str(DATA.resolve()), **variables}
     started = time.monotonic()
-    done = subprocess.run(
-        [*command, "-e", json.dumps(variables)],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(f"{done.stdout}\n{playbook} failed: see above")
-    return Played(time.monotonic() - started, done.stdout)
+    output = run("ansible-playbook", playbook, "-i", str(inventory), "-e", json.dumps(variables))
+    return Played(time.monotonic() - started, output)
 
 
 def play(playbook: str, inventory: Path, **variables: Any) -> float:

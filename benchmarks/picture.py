@@ -5,6 +5,7 @@ from statistics import median
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from measure import RESULTS
 
@@ -18,6 +19,14 @@ COLOR = "#3b6ea5"
 def _save(figure: Figure, name: str) -> None:
     figure.savefig(RESULTS / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
+
+
+def _label(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_ylim(bottom=0)
+    axes.spines["right"].set_visible(False)
+    axes.legend(frameon=False)
 
 
 def bars(name: str, values: Mapping[str, Sequence[float]], label: str) -> None:
@@ -40,11 +49,7 @@ def lines(
     figure, axes = plt.subplots(figsize=(7, 3.5))
     for title, (xs, ys) in curves.items():
         axes.plot(xs, ys, "o-", label=title, markersize=4)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_ylim(bottom=0)
-    axes.spines["right"].set_visible(False)
-    axes.legend(frameon=False)
+    _label(axes, x, y)
     _save(figure, name)
 
 
@@ -62,9 +67,5 @@ def ribbons(
         values = np.array([np.interp(grid, *np.array(points).T) for points in group])
         (line,) = axes.plot(grid, np.median(values, axis=0), label=title)
         axes.fill_between(grid, values.min(0), values.max(0), color=line.get_color(), alpha=0.15)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_ylim(bottom=0)
-    axes.spines["right"].set_visible(False)
-    axes.legend(frameon=False)
+    _label(axes, x, y)
     _save(figure, name)

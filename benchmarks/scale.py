@@ -7,7 +7,6 @@ cores and memory. results/scale.csv has a row for each measurement.
 """
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from statistics import median
@@ -22,6 +21,7 @@ from measure import (
     publish,
     read_rows,
     results,
+    run,
     say,
     surroundings,
     write_rows,
@@ -38,17 +38,7 @@ DATA_THERE = {"training_dataset": "/srv/cifar10"}
 def molecule(action: str) -> None:
     """Create, prepare or remove the machines; Molecule finds ansible-playbook on the PATH."""
     say(f"molecule {action} -s scale")
-    program = str(Path(sys.executable).with_name("molecule"))
-    done = subprocess.run(
-        [program, action, "-s", "scale"],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(f"{done.stdout}\nmolecule {action} failed: see above")
+    run("molecule", action, "-s", "scale")
 
 
 def main() -> None:
