@@ -16,6 +16,7 @@ import docker
 import pytest
 import yaml
 from conftest import (
+    BATCH,
     DATA,
     EXAMPLES,
     HOME,
@@ -138,8 +139,7 @@ def test_every_device_took_part(lab: Played, inventory: dict[str, dict[str, Any]
         assert held[device] == pytest.approx(0.8 * share, abs=2)
     for row in rows:
         epochs = inventory[row["device"]]["device_local_epochs"]
-        batch = inventory[row["device"]]["device_batch_size"]
-        assert int(row["examples"]) == held[row["device"]] // batch * batch * epochs
+        assert int(row["examples"]) == held[row["device"]] // BATCH * BATCH * epochs
 
 
 def test_classes_are_as_fast_as_the_catalogue_says(
@@ -287,7 +287,8 @@ def test_a_stranger_gets_nowhere(
 
 def test_status_is_a_table(lab: Played, play: Play, inventory: dict[str, dict[str, Any]]) -> None:
     output = play("status").output
-    assert f"test-first: completed, round {ROUNDS} of {ROUNDS}" in output
+    rounds = _status()["rounds"]
+    assert f"test-rotated: completed, round {rounds} of {rounds}" in output
     for device, wanted in inventory.items():
         line = next(line for line in output.splitlines() if f"{device} " in line)
         for value in (wanted["device_speed"], wanted["device_memory"], "Up ", "completed"):
