@@ -240,7 +240,8 @@ def test_keys_are_new_after_a_rotation_and_no_secret_is_shown(
     for directory in (ROOT / "inventory/local/.secrets", HOME / "keys"):
         for path in (directory, *directory.rglob("*key")):
             assert not path.stat().st_mode & 0o077, path
-    play("train", **variables | {"training_run": "test-rotated", "training_rounds": 1})
+    more = {"training_run": "test-rotated", "training_rounds": 1, "training_model": "linear"}
+    play("train", **variables | more)
     told = run_yml("test-rotated")
     assert len(told["devices"]) == 4
 
@@ -678,17 +679,17 @@ def test_missing_devices_are_named(
 ) -> None:
     absent = min(inventory)
     engine.containers.get(f"flowerbed-device-{absent}").stop()
-    more = {"training_run": "test-missing", "training_device_wait": 100}
+    more = {"training_run": "test-missing", "training_device_wait": 60}
     played = play("train", ok=False, **(variables | more))
     engine.containers.get(f"flowerbed-device-{absent}").start()
     assert played.code != 0
-    assert re.search(rf"not ready after 100 s: {absent}\.", played.output)
+    assert re.search(rf"not ready after 60 s: {absent}\.", played.output)
     # The end of its log is shown, and those of all are there to read.
     log = RESULTS / f"test-missing/logs/local/flowerbed-device-{absent}.log"
     assert f"The end of {log}:" in played.output
     assert log.read_text().splitlines()[-1] in played.output
     assert "flowerbed-serverapp" in _logs("test-missing")
-    assert "not ready after 100 s" in (RESULTS / "test-missing/report.html").read_text()
+    assert "not ready after 60 s" in (RESULTS / "test-missing/report.html").read_text()
 
 
 def test_teardown_leaves_the_data_and_purge_nothing(
