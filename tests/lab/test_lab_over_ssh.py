@@ -97,7 +97,7 @@ def inventory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ssh() -> dict[str, str]:
     """How Ansible finds the machines; as in ansible.cfg, one that falls silent is given up."""
-    return {"ANSIBLE_SSH_ARGS": f"-F {EPHEMERAL}/ssh_config -o ServerAliveInterval=5"}
+    return {"ANSIBLE_SSH_ARGS": f"-F {EPHEMERAL}/ssh_config"}
 
 
 @pytest.fixture(scope="module")
