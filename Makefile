@@ -14,7 +14,7 @@ pip  = $(bin)/python -m pip install --quiet --disable-pip-version-check
 control_node = $(VENV)/.control-node-is-ready
 test_tools   = $(VENV)/.test-tools-are-ready
 # The last one removes the images in the end.
-TIERS        = lint unit app rules role ssh-lab-test lab-test
+TIERS        = lint unit app rules ssh-lab-test lab-test
 
 .PHONY: help
 help: ## List the targets
