@@ -2,8 +2,8 @@
 
     python benchmarks/strategies.py [--ways paced fedbuff] [--seeds 42 43 44] [--rounds 5]
 
-With each seed, FedAvg runs for some rounds and every other way for about as long. Ways that are not
-named keep the rows that they have. results/strategies.csv has a row for each way, seed and round,
+With each seed, FedAvg runs for some rounds and every other way for about as long. Ways and seeds
+that are not named keep the rows that they have. results/strategies.csv has a row for each way, seed and round,
 with the seconds since the run began.
 """
 
@@ -84,6 +84,11 @@ WAYS = {
     "oort": Way("Oort", 2, {"training_strategy": "oort"}),
     "fedbuff": Way("FedBuff", 4, {"training_strategy": "fedbuff"}),
     "paced": Way("paced", 2, **_paced()),
+    "dropout": Way(
+        "paced, a third of the devices missing in each round",
+        2,
+        **_paced(device_availability=0.67),
+    ),
 }
 
 
@@ -116,11 +121,12 @@ def main() -> None:
     arguments = parser.parse_args()
     here = surroundings(docker.from_env())
     there = RESULTS / "strategies.csv"
-    rows = (
-        [row for row in read_rows(there) if row["way"] not in arguments.ways]
-        if (there.exists())
-        else []
-    )
+    rows = read_rows(there) if there.exists() else []
+    rows = [
+        row
+        for row in rows
+        if row["way"] not in arguments.ways or int(row["seed"]) not in arguments.seeds
+    ]
     with lab():
         deploy(INVENTORY, **DATA)
         deployed: dict[str, Any] = {}
