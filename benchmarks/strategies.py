@@ -3,8 +3,8 @@
     python benchmarks/strategies.py [--ways paced fedbuff] [--seeds 42 43 44] [--rounds 5]
 
 With each seed, FedAvg runs for some rounds and every other way for about as long. Ways and seeds
-that are not named keep the rows that they have. results/strategies.csv has a row for each way, seed and round,
-with the seconds since the run began.
+that are not named keep the rows that they have. results/strategies.csv has a row for each way, seed
+and round, with the seconds since the run began.
 """
 
 import argparse
