@@ -86,7 +86,7 @@ shellcheck: $(test_tools)
 
 .PHONY: unit images app rules role lab-test ssh-lab-test
 unit: $(test_tools) ## Test roles, inventory, templates and dashboards (no machine)
-	$(bin)/python -m pytest tests/unit
+	$(bin)/python -m pytest --numprocesses auto tests/unit
 
 images: $(test_tools)
 	$(bin)/ansible-playbook -i inventory/local tests/image.yml
