@@ -113,6 +113,11 @@ def _devices(devices: dict[str, Any]) -> Iterable[Metric]:
         "Limits and hyperparameters of a device.",
         labels=(*DEVICE_LABELS, *INFO_LABELS),
     )
+    cpus = GaugeMetricFamily(
+        "flowerbed_device_cpus",
+        "Cores that the device may use; not there without a limit.",
+        labels=DEVICE_LABELS,
+    )
     online = GaugeMetricFamily(
         "flowerbed_device_online",
         "Whether Flower hears of the device; of the end of the run, where that is over.",
@@ -131,12 +136,14 @@ def _devices(devices: dict[str, Any]) -> Iterable[Metric]:
     for device, entry in devices.items():
         who = (device, entry["device_class"])
         info.add_metric((*who, *(_label(entry["info"].get(label)) for label in INFO_LABELS)), 1)
+        if entry["info"].get("cpus"):
+            cpus.add_metric(who, entry["info"]["cpus"])
         online.add_metric(who, entry["online"])
         if entry["last"]:
             last.add_metric((*who, entry["last"]["outcome"]), 1)
         for outcome in OUTCOMES:
             outcomes.add_metric((*who, outcome), entry["outcomes"].get(outcome, 0))
-    yield from (info, online, last, outcomes)
+    yield from (info, cpus, online, last, outcomes)
     for name, (column, text) in DEVICE_METRICS.items():
         gauge = GaugeMetricFamily(name, text, labels=DEVICE_LABELS)
         for device, entry in devices.items():

@@ -72,7 +72,8 @@ def _device(number: int, name: str, outcome: str) -> DeviceRow:
 def recorder(tmp_path: Path) -> Recorder:
     recorder = Recorder("run-1", 2, 60.0, tmp_path)
     for name in ("pi", "phone-1"):
-        recorder.meet(name, "phone", {"machine": "local", "cpus": 0.5, "memory": None})
+        cpus = 0.5 if name == "pi" else None
+        recorder.meet(name, "phone", {"machine": "local", "cpus": cpus, "memory": None})
     recorder.state("running")
     recorder.begin_round(1.75e9)
     recorder.finish_round(
@@ -166,6 +167,8 @@ def test_the_endpoint_serves_the_newest_run(recorder: Recorder, tmp_path: Path) 
     }
     online = {s.labels["device"]: s.value for s in families["flowerbed_device_online"].samples}
     assert online == {"pi": 1, "phone-1": 0}
+    cpus = {s.labels["device"]: s.value for s in families["flowerbed_device_cpus"].samples}
+    assert cpus == {"pi": 0.5}
     info = families["flowerbed_device_info"].samples[0]
     assert (info.labels["device_class"], info.labels["cpus"], info.labels["memory"]) == (
         "phone",
