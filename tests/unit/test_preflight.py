@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import yaml
 from repository import ROOT, load, program
 
 ROLE = ROOT / "roles/preflight"
-WORKERS = 3
 ANY = str(ipaddress.IPv4Address(0))
 
 
@@ -263,25 +261,15 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def refused(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Played]]]:
-    """Every bad inventory, played; a few at a time, each is a process of a second."""
-    directory = tmp_path_factory.mktemp("bad")
-    with ThreadPoolExecutor(WORKERS) as pool:
-        played = {}
-        for name, bad in BAD.items():
-            bad.write(directory / name)
-            played[name] = pool.submit(play, directory / name, *bad.arguments)
-        yield played
-
-
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_inventory_is_refused_by_name(name: str, refused: dict[str, Future[Played]]) -> None:
-    played = refused[name].result()
+def test_a_bad_inventory_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    bad = BAD[name]
+    bad.write(tmp_path / "bad")
+    played = play(tmp_path / "bad", *bad.arguments)
     assert played.code != 0
     heading, *lines = played.told
     assert heading == "Wrong in the inventory (1; nothing has been changed):", played.output
-    for words in BAD[name].says:
+    for words in bad.says:
         assert words in lines[0]
     assert "hunter2" not in played.output
     played.assert_nothing_changed()
