@@ -306,8 +306,8 @@ def _lab(engine: docker.DockerClient) -> dict[str, Any]:
     """All that the lab is on this machine: containers and what they are made from, and files."""
     containers = engine.containers.list(all=True, filters={"label": "flowerbed.part"})
     made = {
-        container.name: [container.status, container.attrs["Image"], container.attrs["HostConfig"]]
-        + [container.attrs["Config"][part] for part in ("Cmd", "Env", "Labels", "User")]
+        container.name: [container.status, container.attrs["HostConfig"]]
+        + [container.attrs["Config"][part] for part in ("Image", "Cmd", "Env", "Labels", "User")]
         for container in containers
     }
     # What runs write goes on meanwhile.
