@@ -256,11 +256,10 @@ class Run:
         deadline = time.monotonic() + min(pacing.patience(), self.settings.round_timeout)
         replies: list[Reply] = []
         while True:
-            now = time.monotonic()
             replies += self._collect(server_round, counting)
             working = [f for f in self.fleet.flights() if f.server_round >= counting]
             models = sum(reply.model is not None for reply in replies)
-            if pacing.is_over(models, len(working)) or now >= deadline:
+            if pacing.is_over(models, len(working)) or time.monotonic() >= deadline:
                 left = [] if pacing.asynchronous else working
                 return _Exchange(asked, replies, left, time.monotonic())
             if pacing.asynchronous:
