@@ -36,7 +36,7 @@ from measure import (
 )
 
 INVENTORY = HERE / "unequal"
-BOX, GRACE = 20.0, 5.0
+BOX, GRACE = 30.0, 5.0
 DATA = {"training_examples": 24000}
 BASE = "fedavg"
 _BUSY = ("receive", "queue", "evaluate", "train", "send")
@@ -83,10 +83,10 @@ WAYS = {
     "tifl": Way("TiFL", 2, {"training_strategy": "tifl"}),
     "oort": Way("Oort", 2, {"training_strategy": "oort"}),
     "fedbuff": Way("FedBuff", 4, {"training_strategy": "fedbuff"}),
-    "paced": Way("paced", 2, **_paced()),
+    "paced": Way("paced", 2.5, **_paced()),
     "dropout": Way(
         "paced, a third of the devices missing in each round",
-        2,
+        2.5,
         **_paced(device_availability=0.67),
     ),
 }

@@ -44,6 +44,8 @@ class _Link(Grid):
         self.availability = 1.0
         self.refusals = 0
         """Times that messages are not taken."""
+        self.look = 0.0
+        """Seconds that a look for answers takes while devices train."""
         self.lost: set[int] = set()
         """Nodes that connect anew once they have been asked to train."""
         self.trainer = Trainer(load_shard(shard))
@@ -75,6 +77,8 @@ class _Link(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        if self.asked:
+            time.sleep(self.look)
         now = time.monotonic()
         ready = [m for m in message_ids if m in self._replies and self._replies[m][0] <= now]
         return [self._replies.pop(m)[1] for m in ready]
@@ -134,6 +138,7 @@ def _play(
     lost: Iterable[int] = (),
     availability: float = 1.0,
     refusals: int = 0,
+    look: float = 0.0,
     **parameters: Any,
 ) -> tuple[_Link, list[dict[str, str]], list[dict[str, str]]]:
     """Play a run; the link, and the rows of rounds.csv and devices.csv."""
@@ -150,7 +155,7 @@ def _play(
     )
     link = _Link(shards / "devices" / "phone", delays)
     link.lost.update(lost)
-    link.availability, link.refusals = availability, refusals
+    link.availability, link.refusals, link.look = availability, refusals, look
     recorder = Recorder("run", rounds, timeout, root)
     test = load_shard(shards / "test" / "shard")
     Run(settings, make_strategy(strategy, parameters), link, recorder, test).play()
@@ -197,6 +202,16 @@ def test_what_is_under_way_when_the_run_ends_is_late(tmp_path: Path, shards: Pat
     )
     _check_books(link, rounds, devices)
     assert [(row["device"], row["outcome"]) for row in devices][-1] == ("d2", "late")
+
+
+def test_a_round_is_over_when_its_time_is_up_in_the_middle_of_a_look(
+    tmp_path: Path, shards: Path
+) -> None:
+    """Looks begin after 0 and 1.4 s, and 1.5 s are there."""
+    _, rounds, _ = _play(
+        tmp_path, shards, {1: [], 2: [60.0]}, "paced", rounds=1, look=0.9, box=1.0, grace=0.5
+    )
+    assert 2.3 <= float(rounds[0]["devices_seconds"]) < 2.8
 
 
 def test_flowers_strategies_wait_for_all_until_the_timeout(tmp_path: Path, shards: Path) -> None:
