@@ -76,6 +76,9 @@ commands:
   returned: always
 """
 
+_FREEZES = 10
+"""More attempts to pause a container: runc cannot freeze one of cgroup v1 in the moments in which
+its quota holds it back."""
 _LEAST_CPUS = 0.01
 """Docker's own least number of cores."""
 _ENGINE_PID = Path("/run/docker.pid")
@@ -151,6 +154,9 @@ def main() -> None:
 
     def docker(*arguments: str) -> str:
         code, out, error = module.run_command(["docker", *arguments])
+        for _ in range(_FREEZES if arguments[0] == "pause" else 0):
+            if code:
+                code, out, error = module.run_command(["docker", *arguments])
         if code:
             module.fail_json(msg=error.strip() or f"docker {' '.join(arguments)} ended with {code}")
         return str(out)
