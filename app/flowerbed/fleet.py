@@ -44,6 +44,8 @@ class Device:
     """Training images of each class."""
     examples_per_second: float
     """How fast it trains, measured when it introduced itself."""
+    receive_seconds: float
+    """What the question who it is took on its way."""
 
     @property
     def name(self) -> str:
@@ -217,7 +219,7 @@ class Fleet:
         self._on_change = on_change
         self._names: set[str] = set()
         self._devices: dict[int, Device] = {}
-        self._questions: dict[str, int] = {}
+        self._questions: dict[str, tuple[int, float]] = {}
         self._sessions: dict[int, str] = {}
         self._flights: dict[str, Flight] = {}
         self._settled: list[Reply] = []
@@ -241,16 +243,17 @@ class Fleet:
             self._next_nodes = now + _NODE_INTERVAL
             online = {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
             self._forget_all_but(online)
-            for node in online.keys() - set(self._questions.values()) - set(self._devices):
+            asked = {node for node, _ in self._questions.values()}
+            for node in online.keys() - asked - set(self._devices):
                 self._sessions[node] = online[node]
                 content = RecordDict({"config": ConfigRecord(self._prepare)})
                 question = Message(content, node, "query", ttl=self._ttl)
                 (message_id,) = self._push([question])
                 if message_id:
-                    self._questions[message_id] = node
+                    self._questions[message_id] = node, time.time()
         for message in self._pull(self._questions):
-            node = self._questions.pop(message.metadata.reply_to_message_id)
-            self._introduce(node, message)
+            node, asked_at = self._questions.pop(message.metadata.reply_to_message_id)
+            self._introduce(node, message, asked_at)
         self._settle()
         names = {device.name for device in self.online()}
         if names != self._names:
@@ -268,11 +271,11 @@ class Fleet:
         gone = {node for node, since in self._sessions.items() if online.get(node) != since}
         for node in gone & set(self._devices):
             log.info("%s is gone", self._devices.pop(node).name)
-        self._questions = {ask: node for ask, node in self._questions.items() if node not in gone}
+        self._questions = {ask: to for ask, to in self._questions.items() if to[0] not in gone}
         for node in gone:
             del self._sessions[node]
 
-    def _introduce(self, node: int, message: Message) -> None:
+    def _introduce(self, node: int, message: Message, asked_at: float) -> None:
         if message.has_error():
             log.warning("node %d cannot say who it is: %s", node, message.error.reason)
             return
@@ -289,6 +292,7 @@ class Fleet:
             examples=int(metrics["num-examples"]),
             labels=tuple(told["device"]["labels"]),
             examples_per_second=float(metrics["examples-per-second"]),
+            receive_seconds=max(0.0, float(told["outcome"]["started"]) - asked_at),
         )
         log.info("%s is ready (%s)", settings.device, settings.device_class)
 

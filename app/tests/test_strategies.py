@@ -35,9 +35,9 @@ class _Nodes:
     """What there is of a grid when nobody is reached through it."""
 
 
-def _device(node: int, speed: float = 10.0, examples: int = 100) -> Device:
+def _device(node: int, speed: float = 10.0, examples: int = 100, receive: float = 2.0) -> Device:
     settings = DeviceSettings(device=f"d{node}", device_class="c", machine="m")
-    return Device(node, settings, "", examples, (), speed)
+    return Device(node, settings, "", examples, (), speed, receive)
 
 
 def _reply(
@@ -166,6 +166,8 @@ def test_a_fixed_box_is_kept() -> None:
     strategy.select([_device(1)], longest=540)
     assert strategy.patience() == 35
     assert strategy.task(_device(1)) == {"time-limit": 26, "fill-time": True, "proximal-mu": 0.1}
+    # One that a question takes long to reach is not given more than it can answer in time.
+    assert strategy.task(_device(1, receive=12.0))["time-limit"] == 16
 
 
 # --- the others ----------------------------------------------------------------------------------

@@ -24,8 +24,9 @@ from flowerbed.fleet import Available, Device, Reply
 
 Vector = NDArray[np.float32]
 
-_FIRST_OVERHEAD = 4.0
-"""Seconds of a round that a device does not train, until they have been measured."""
+_FIRST_REST = 2.0
+"""Seconds of a round that a device does not train once it has the message, until they have been
+measured."""
 _NEWEST = 0.5
 """Weight of the newest measurement in a mean of all."""
 
@@ -83,7 +84,7 @@ class Profiles:
 
     def overhead(self, device: Device) -> float:
         """Seconds of a round that it does not train: receive, queue, evaluate, send."""
-        return self._overhead.get(device.name, _FIRST_OVERHEAD)
+        return self._overhead.get(device.name, device.receive_seconds + _FIRST_REST)
 
     def seconds(self, device: Device, epochs: int) -> float:
         """Seconds of a round in which it trains for some epochs."""
