@@ -1,6 +1,6 @@
 """What managing unequal devices is worth: strategies on the same six devices and shards.
 
-    python benchmarks/strategies.py [--ways paced fedbuff] [--seeds 42 43 44] [--rounds 5]
+    python benchmarks/strategies.py [--ways paced fedbuff] [--seeds 42 43 44] [--rounds 4]
 
 With each seed, FedAvg runs for some rounds and every other way for about as long. Ways and seeds
 that are not named keep the rows that they have. results/strategies.csv has a row for each way, seed
@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--rounds", type=int, default=5, help="of FedAvg")
+    parser.add_argument("--rounds", type=int, default=4, help="of FedAvg")
     arguments = parser.parse_args()
     here = surroundings(docker.from_env())
     there = RESULTS / "strategies.csv"
