@@ -154,9 +154,10 @@ def main() -> None:
 
     def docker(*arguments: str) -> str:
         code, out, error = module.run_command(["docker", *arguments])
-        for _ in range(_FREEZES if arguments[0] == "pause" else 0):
-            if code:
-                code, out, error = module.run_command(["docker", *arguments])
+        more = _FREEZES if arguments[0] == "pause" else 0
+        while code and more:
+            code, out, error = module.run_command(["docker", *arguments])
+            more -= 1
         if code:
             module.fail_json(msg=error.strip() or f"docker {' '.join(arguments)} ended with {code}")
         return str(out)
