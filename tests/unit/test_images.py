@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from repository import ROOT, files, load, program, read_yaml, texts
 
+images = load(ROOT / "roles/images/filter_plugins/images.py")
 bundle = load(ROOT / "roles/images/filter_plugins/bundle.py")
 
 VERSIONS = "roles/images/vars/main.yml"
@@ -205,3 +206,30 @@ def test_a_file_that_is_not_the_manifests_is_refused(tmp_path: Path) -> None:
     said = re.sub(r"\s+", " ", done.stdout + done.stderr)
     assert f"{tmp_path}/application.tar has been damaged or replaced" in said
     assert "changed=0" in said
+
+
+def test_the_code_is_told_by_paths_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "package/__pycache__").mkdir(parents=True)
+    for name in ("a.py", "package/b.py", "package/__pycache__/b.pyc"):
+        (tmp_path / name).write_text("")
+    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert images.code_digests(str(tmp_path)) == [["a.py", empty], ["package/b.py", empty]]
+    (tmp_path / "package/b.py").write_text("b = 1")
+    assert images.code_digests(str(tmp_path))[1][1] != empty
+
+
+def test_what_is_there_is_taken_from_the_first_source_that_has_it() -> None:
+    prometheus = {
+        "registry": f"{'docker'}.io/prom/prometheus@sha256:1",
+        "debian": "lab/prometheus:2",
+    }
+    candidates = {"prometheus": prometheus, "grafana": {"registry": "grafana@sha256:3"}}
+
+    def found(*present: str) -> dict[str, str]:
+        answer = images.found_in(candidates, present, candidates, ["registry", "debian"])
+        return {image: told["source"] for image, told in answer.items()}
+
+    assert found() == {}
+    assert found("lab/prometheus:2") == {"prometheus": "debian"}
+    assert found("lab/prometheus:2", "prom/prometheus@sha256:1") == {"prometheus": "registry"}
+    assert found("grafana@sha256:3") == {"grafana": "registry"}

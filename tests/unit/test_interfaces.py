@@ -166,11 +166,18 @@ def test_prometheus_scrapes_every_target_of_every_job() -> None:
         for file in config["files"]
     }
     assert files == {"training": "training", "cadvisor": "cadvisor"}
-    template = "prometheus/templates/targets.yml.j2"
+    placed = yaml.safe_load(
+        _render(
+            "prometheus/templates/targets.yml.j2",
+            __prometheus_jobs=["training", "cadvisor"],
+            prometheus_targets=targets,
+        )
+    )
+    assert [file["path"] for file in placed] == [f"config/targets/{job}.yml" for job in files]
     scraped = [
-        {"job": job, "address": address, "labels": group["labels"]}
-        for job in files
-        for group in yaml.safe_load(_render(template, prometheus_targets=targets, item=job))
+        {"job": Path(file["path"]).stem, "address": address, "labels": group["labels"]}
+        for file in placed
+        for group in yaml.safe_load(file["content"])
         for address in group["targets"]
     ]
     assert scraped == [{"labels": {}} | target for target in targets]

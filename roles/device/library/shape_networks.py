@@ -24,7 +24,8 @@ short_description: Limit the networks of running containers from outside
 description:
   - Reads what the kernel has, changes what differs, and reads it again. Nothing is restarted.
   - Limits last as long as the container runs; a container that does not run is passed over.
-  - Needs root, docker, and of iproute2 tc and ip; in check mode it changes nothing.
+  - Needs root, docker, and of iproute2 tc and ip; where these are missing, it says so and does
+    nothing. In check mode it changes nothing.
 author: Flowerbed
 options:
   containers:
@@ -70,6 +71,11 @@ idle:
   type: list
   elements: str
   returned: always
+missing:
+  description: Programs without which nothing can be done.
+  type: list
+  elements: str
+  returned: where some are missing
 """
 
 RATES = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
@@ -269,6 +275,10 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+
+    missing = [name for name in ("tc", "ip") if not module.get_bin_path(name)]
+    if missing:
+        module.exit_json(changed=False, shaped=[], idle=[], missing=missing)
 
     def run(command: list[str]) -> str:
         _, printed, _ = module.run_command(command, check_rc=True)
