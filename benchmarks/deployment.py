@@ -94,7 +94,7 @@ def main() -> None:
         directory = Path(scratch)
         few, many = write_inventory(directory, FEW), write_inventory(directory, MANY)
         # The images are built, if they are not there.
-        play("playbooks/machines.yml", few, **SETTINGS)
+        play("tests/image.yml", few)
         for inventory, devices in ((few, FEW), (many, MANY)):
             for what in ("first site.yml", *["second site.yml"] * REPEATS):
                 measured(what, devices, play("playbooks/site.yml", inventory, **SETTINGS))

@@ -1,8 +1,8 @@
-"""PID 1 of a device's container: runs the SuperNode and the trainer, and knows who died of what.
+"""PID 1 of a device's container: runs SuperNode, fork server and trainer; knows who died of what.
 
     python -m flowerbed.device --shard DIRECTORY -- ARGUMENTS OF flower-supernode
 
-Either child is started again when it ends, with a growing pause. A trainer's death is written
+Each child is started again when it ends, with a growing pause. A trainer's death is written
 down with its cause before the next one starts, so that the waiting ClientApp can report it.
 """
 
@@ -20,13 +20,13 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flowerbed.handoff import DEATH_RECORD, RUN_DIRECTORY
+from flowerbed.handoff import CLIENTAPPS_SOCKET, DEATH_RECORD, RUN_DIRECTORY
 from flowerbed.quota import out_of_memory_kills, read_quota
 
 log = logging.getLogger("flowerbed.device")
 
 HEALTHY = RUN_DIRECTORY / "healthy"
-"""Exists while both children run and the SuperNode answers: the container's health check."""
+"""Exists while all children run and the SuperNode answers: the container's health check."""
 _HEALTH_URL = "http://127.0.0.1:9094/health"
 _HEALTH_INTERVAL = 10.0
 _LONGEST_PAUSE = 15.0
@@ -34,20 +34,27 @@ _LONGEST_PAUSE = 15.0
 _STEADY = 120.0
 _STOP_PATIENCE = 8.0
 _OOM_SCORE_ADJUST = 900
+_PROGRAMS = Path(__file__).parent / "bin"
 
 
 @dataclass
 class Child:
-    """A process that is kept running."""
+    """A process that is kept running; it is started when the file `after` is there."""
 
     name: str
     command: list[str]
+    after: Path | None = None
     oom_score_adjust: int = 0
     environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     start_at: float = 0.0
     pause: float = field(default=1.0)
+
+    def may_start(self) -> bool:
+        """Whether it does not run, and nothing keeps it from being started."""
+        pausing = time.monotonic() < self.start_at
+        return not self.process and not pausing and (self.after is None or self.after.exists())
 
     def start(self) -> None:
         """Start the process in a session of its own, so that its children end with it."""
@@ -103,8 +110,15 @@ class Supervisor:
             # numpy's and TensorFlow's libraries read it when they are loaded.
             environment={"OMP_NUM_THREADS": str(read_quota().threads)},
         )
-        self.supernode = Child("SuperNode", ["flower-supernode", *supernode_arguments])
-        self.children = (self.trainer, self.supernode)
+        self.forkserver = Child("fork server", [sys.executable, "-m", "flowerbed.forkserver"])
+        self.supernode = Child(
+            "SuperNode",
+            ["flower-supernode", *supernode_arguments],
+            # Who is known to the server can answer.
+            after=CLIENTAPPS_SOCKET,
+            environment={"PATH": f"{_PROGRAMS}:{os.environ['PATH']}"},
+        )
+        self.children = (self.trainer, self.forkserver, self.supernode)
         self._kills = out_of_memory_kills()
         self._next_health = 0.0
 
@@ -150,7 +164,7 @@ class Supervisor:
             signal.signal(number, lambda received, _: stopping.append(received))
         while not stopping:
             for child in self.children:
-                if child.process is None and time.monotonic() >= child.start_at:
+                if child.may_start():
                     child.start()
             self._reap()
             self._check_health()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -12,9 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+import flowerbed.device
 from flowerbed.config import Task
 from flowerbed.data import load_shard
-from flowerbed.handoff import DEATH_RECORD, TRAINER_SOCKET, TrainerDiedError, TrainerError, request
+from flowerbed.handoff import (
+    CLIENTAPPS_SOCKET,
+    DEATH_RECORD,
+    TRAINER_SOCKET,
+    TrainerDiedError,
+    TrainerError,
+    request,
+)
 from flowerbed.network import NetworkLearner
 
 
@@ -139,9 +148,56 @@ def test_the_trainer_imports_no_data_set_library() -> None:
     assert not {"datasets", "flwr_datasets", "flwr", "pandas", "matplotlib"} & set(modules)
 
 
-def test_the_socket_is_the_containers_own(supervisor: subprocess.Popen[bytes]) -> None:
-    assert TRAINER_SOCKET.is_socket()
-    assert TRAINER_SOCKET.stat().st_uid == os.getuid()
+def test_the_sockets_are_the_containers_own(supervisor: subprocess.Popen[bytes]) -> None:
+    for path in (TRAINER_SOCKET, CLIENTAPPS_SOCKET):
+        assert path.is_socket()
+        assert path.stat().st_uid == os.getuid()
+    assert CLIENTAPPS_SOCKET.stat().st_mode & 0o077 == 0
+
+
+def _client_app(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Flower's ClientApp program as a SuperNode would start it, and its processor seconds.
+
+    Those of the fork are the fork server's, so they are not among them.
+    """
+    programs = Path(flowerbed.device.__file__).parent / "bin"
+    path = f"{programs}:{os.environ['PATH']}"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Which program PATH names is looked up in this process' own environment.
+    done = subprocess.run(
+        ["env", f"PATH={path}", "flwr-clientapp", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_a_client_app_is_forked_and_not_imported(supervisor: subprocess.Popen[bytes]) -> None:
+    while not CLIENTAPPS_SOCKET.exists():
+        time.sleep(0.1)
+    done, seconds = _client_app("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: flwr-clientapp" in done.stdout
+    assert seconds < 0.3
+    done, _ = _client_app("--token", "with spaces\nand lines", "--none-such")
+    assert done.returncode == 2
+    assert "unrecognized arguments: --none-such" in done.stderr
+
+
+def test_without_a_fork_server_it_is_flowers_own_program() -> None:
+    aside = CLIENTAPPS_SOCKET.with_name("aside")
+    there = CLIENTAPPS_SOCKET.exists()
+    if there:
+        CLIENTAPPS_SOCKET.rename(aside)
+    try:
+        done, _ = _client_app("--help")
+    finally:
+        if there:
+            aside.rename(CLIENTAPPS_SOCKET)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: flwr-clientapp" in done.stdout
 
 
 def test_a_trainer_that_needs_no_tensorflow_has_none() -> None:
