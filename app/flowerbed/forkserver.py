@@ -1,12 +1,11 @@
-"""Flower's ClientApp program, imported once and forked for each message.
+"""Flower's programs, imported once for all and forked.
 
-    python -m flowerbed.forkserver
-
-Flower starts the program `flwr-clientapp` for every message, which imports Flower anew: two seconds
-on a core, and twice as long on half a one. On a device so slow that it takes more than the 30 s
-after which Flower takes a program for lost, it would start another one beside it, and another. In
-the PATH of a device's SuperNode `bin/flwr-clientapp` comes first; that asks this process to fork
-instead. What is run is Flower's own program, by its entry point, with the arguments it was given.
+A SuperNode starts the program `flower-superexec`, and that for every message `flwr-clientapp`. Each
+imports Flower anew: two seconds on a core and twice as long on half a one, and 80 MiB. On a device
+so slow that it takes longer than the 30 s after which Flower takes a program for lost, it would
+start another one beside it, and another. So the supervisor (`flowerbed.device`) imports them once
+and forks. In the PATH of a SuperNode the programs of `bin/` come first, which ask it to. What is
+run are Flower's own programs, by their entry points, with the arguments that they were given.
 """
 
 import contextlib
@@ -14,102 +13,107 @@ import gc
 import importlib
 import logging
 import os
+import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from flowerbed.handoff import CLIENTAPPS_SOCKET
+from flowerbed.handoff import FORKSERVER_SOCKET
 
 log = logging.getLogger("flowerbed.forkserver")
 
-PROGRAM = "flwr-clientapp"
+PROGRAMS = ("flower-supernode", "flower-superexec", "flwr-clientapp")
 _ALSO = ("flwr.clientapp", "numpy", "pydantic")
 """What the app imports. Not the app: Flower loads the one that the run brings."""
 _LONGEST_ARGUMENTS = 1 << 16
 _PATIENCE = 5.0
+_BIN = Path(__file__).parent / "bin"
+
+Program = Callable[[], object]
 
 
-def serve(program: Callable[[], object], path: Path = CLIENTAPPS_SOCKET) -> None:
-    """Fork for each who connects, for good.
+class ForkServer:
+    """Imports when it is made, and forks when it is asked to, here or by the programs of `bin/`."""
 
-    A connection carries one packet, the arguments with NUL between them and with it the descriptors
-    for standard output and error; and one back, the exit code.
-    """
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        draft = path.with_suffix(".draft")
-        draft.unlink(missing_ok=True)
-        listener.bind(str(draft))
-        draft.chmod(0o600)
-        listener.listen(16)
-        draft.rename(path)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    def __init__(self, path: Path = FORKSERVER_SOCKET) -> None:
+        points = entry_points(group="console_scripts")
+        self._programs: dict[str, Program] = {name: points[name].load() for name in PROGRAMS}
+        for name in _ALSO:
+            importlib.import_module(name)
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(str(path))
+        path.chmod(0o600)
+        self._listener.listen(16)
         # What is there is left alone by the collector, so that forks go on sharing it.
         gc.collect()
         gc.freeze()
-        while True:
-            connection, _ = listener.accept()
-            with connection:
-                _fork(program, listener, connection)
 
+    def serve(self, seconds: float) -> None:
+        """Wait so long for one who asks.
 
-def _fork(
-    program: Callable[[], object], listener: socket.socket, connection: socket.socket
-) -> None:
-    connection.settimeout(_PATIENCE)
-    try:
-        packet, output, *_ = socket.recv_fds(connection, _LONGEST_ARGUMENTS, 2)
-    except OSError as error:
-        log.warning("no arguments came: %s", error)
-        return
-    if len(output) == 2 and os.fork() == 0:  # noqa: PLR2004 - two descriptors
-        listener.close()
+        A connection carries one packet, the command with NUL between its words, and with it the
+        descriptors for standard output and error; and one back, the exit code.
+        """
+        if not select.select([self._listener], [], [], seconds)[0]:
+            return
+        connection, _ = self._listener.accept()
+        with connection:
+            connection.settimeout(_PATIENCE)
+            try:
+                packet, output, *_ = socket.recv_fds(connection, _LONGEST_ARGUMENTS, 2)
+            except OSError as error:
+                log.warning("no command came: %s", error)
+                return
+            command = packet.decode().split("\0")
+            if len(output) == 2 and command[0] in self._programs:  # noqa: PLR2004 - two descriptors
+                self.fork(command, output, connection)
+            for descriptor in output:
+                os.close(descriptor)
+
+    def fork(
+        self, command: Sequence[str], output: Sequence[int] = (), asked: socket.socket | None = None
+    ) -> int:
+        """Run one of `PROGRAMS` in a process and a session of its own; the process' number.
+
+        Args:
+            output: descriptors for its standard output and error; by default, they are ours.
+            asked: where its exit code is sent.
+        """
+        if process := os.fork():
+            return process
         status = 1
         try:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for descriptor, standard in zip(output, (1, 2), strict=True):
+            os.setsid()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
+            self._listener.close()
+            for descriptor, standard in zip(output, (1, 2), strict=False):
                 os.dup2(descriptor, standard)
-            sys.argv = [PROGRAM, *packet.decode().split("\0")]
-            status = _run(program)
+            os.environ["PATH"] = f"{_BIN}:{os.environ['PATH']}"
+            Path("/proc/self/comm").write_text(command[0])
+            sys.argv = list(command)
+            status = _run(self._programs[command[0]])
         finally:
-            with contextlib.suppress(OSError):  # who asked may have been killed
-                connection.send(str(status).encode())
+            if asked:
+                with contextlib.suppress(OSError):  # who asked may have been killed
+                    asked.send(str(status).encode())
             os._exit(status)
-    for descriptor in output:
-        os.close(descriptor)
 
 
-def _run(program: Callable[[], object]) -> int:
+def _run(program: Program) -> int:
     """The exit code of a program that may end by itself."""
     try:
         program()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
-        log.exception("%s failed", PROGRAM)
+        log.exception("%s failed", sys.argv[0])
         return 1
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
     return 0
-
-
-def main() -> None:
-    """Import, and serve."""
-    # Not of the root logger: forks would have it, too, and say everything twice.
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
-    log.addHandler(handler)
-    log.propagate = False
-    (entry_point,) = entry_points(group="console_scripts", name=PROGRAM)
-    program = entry_point.load()
-    for name in _ALSO:
-        importlib.import_module(name)
-    serve(program)
-
-
-if __name__ == "__main__":
-    main()

@@ -13,8 +13,8 @@ from typing import Any
 
 RUN_DIRECTORY = Path("/tmp/flowerbed")  # noqa: S108 - a tmpfs of the container's own
 TRAINER_SOCKET = RUN_DIRECTORY / "trainer.sock"
-CLIENTAPPS_SOCKET = RUN_DIRECTORY / "clientapps.sock"
-"""Exists when the fork server is ready (flowerbed.forkserver, bin/flwr-clientapp)."""
+FORKSERVER_SOCKET = RUN_DIRECTORY / "forkserver.sock"
+"""The supervisor's; the programs of `bin/` have its name, too."""
 DEATH_RECORD = RUN_DIRECTORY / "trainer-death.json"
 
 _LENGTH = struct.Struct("!I")

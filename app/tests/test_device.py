@@ -17,8 +17,8 @@ import flowerbed.device
 from flowerbed.config import Task
 from flowerbed.data import load_shard
 from flowerbed.handoff import (
-    CLIENTAPPS_SOCKET,
     DEATH_RECORD,
+    FORKSERVER_SOCKET,
     TRAINER_SOCKET,
     TrainerDiedError,
     TrainerError,
@@ -149,10 +149,10 @@ def test_the_trainer_imports_no_data_set_library() -> None:
 
 
 def test_the_sockets_are_the_containers_own(supervisor: subprocess.Popen[bytes]) -> None:
-    for path in (TRAINER_SOCKET, CLIENTAPPS_SOCKET):
+    for path in (TRAINER_SOCKET, FORKSERVER_SOCKET):
         assert path.is_socket()
         assert path.stat().st_uid == os.getuid()
-    assert CLIENTAPPS_SOCKET.stat().st_mode & 0o077 == 0
+    assert FORKSERVER_SOCKET.stat().st_mode & 0o077 == 0
 
 
 def _client_app(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
@@ -175,7 +175,7 @@ def _client_app(*arguments: str) -> tuple[subprocess.CompletedProcess[str], floa
 
 
 def test_a_client_app_is_forked_and_not_imported(supervisor: subprocess.Popen[bytes]) -> None:
-    while not CLIENTAPPS_SOCKET.exists():
+    while not FORKSERVER_SOCKET.exists():
         time.sleep(0.1)
     done, seconds = _client_app("--help")
     assert (done.returncode, done.stderr) == (0, "")
@@ -187,15 +187,15 @@ def test_a_client_app_is_forked_and_not_imported(supervisor: subprocess.Popen[by
 
 
 def test_without_a_fork_server_it_is_flowers_own_program() -> None:
-    aside = CLIENTAPPS_SOCKET.with_name("aside")
-    there = CLIENTAPPS_SOCKET.exists()
+    aside = FORKSERVER_SOCKET.with_name("aside")
+    there = FORKSERVER_SOCKET.exists()
     if there:
-        CLIENTAPPS_SOCKET.rename(aside)
+        FORKSERVER_SOCKET.rename(aside)
     try:
         done, _ = _client_app("--help")
     finally:
         if there:
-            aside.rename(CLIENTAPPS_SOCKET)
+            aside.rename(FORKSERVER_SOCKET)
     assert (done.returncode, done.stderr) == (0, "")
     assert "usage: flwr-clientapp" in done.stdout
 
