@@ -179,7 +179,7 @@ def test_the_table_has_every_network_that_can_be_trained() -> None:
         for recipe in network["recipe"]["choices"]:
             for alpha in (0.01, 0.3, rules["training_model_alpha"]["maximum"]):
                 need = plan.need_of(plan.Model(name, alpha, recipe))
-                assert need.fixed > 200
+                assert need.fixed > 100
                 assert need.example > 0
 
 
@@ -225,10 +225,8 @@ def test_the_table_is_fitted_to_the_figures(benchmark: Any) -> None:
         {key: str(value) for key, value in row.items()}
         for row in benchmark.fitted(measure.results("memory"))
     ]
-    assert wanted
-    rows = measure.read_rows(PLUGIN.with_suffix(".csv"))
-    # What was not measured whole is an upper estimate there.
-    assert [row for row in wanted if row not in rows] == []
+    assert len(wanted) == len({(each.model, each.recipe, each.alpha) for each in benchmark.IN_TABLE})
+    assert measure.read_rows(PLUGIN.with_suffix(".csv")) == wanted
 
 
 def test_no_measured_point_is_above_its_line(benchmark: Any) -> None:
@@ -241,6 +239,7 @@ def test_no_measured_point_is_above_its_line(benchmark: Any) -> None:
 def test_what_was_held_out_was_not_killed_and_is_in_no_row_of_the_table(benchmark: Any) -> None:
     measure = importlib.import_module("measure")
     held_out = [row for row in measure.results("memory") if row["limit_mib"]]
+    assert len(held_out) == len(benchmark.HELD_OUT)
     assert not set(benchmark.HELD_OUT) & set(benchmark.IN_TABLE)
     for row in held_out:
         assert not row["died"], row
