@@ -225,7 +225,8 @@ def test_the_table_is_fitted_to_the_figures(benchmark: Any) -> None:
         {key: str(value) for key, value in row.items()}
         for row in benchmark.fitted(measure.results("memory"))
     ]
-    assert len(wanted) == len({(each.model, each.recipe, each.alpha) for each in benchmark.IN_TABLE})
+    networks = {(each.model, each.recipe, each.alpha) for each in benchmark.IN_TABLE}
+    assert len(wanted) == len(networks)
     assert measure.read_rows(PLUGIN.with_suffix(".csv")) == wanted
 
 
