@@ -198,6 +198,12 @@ def test_every_entry_point_and_option_is_described(role: Role) -> None:
         assert spec.get("type") in TYPES, f"{entry}: {name}"
 
 
+def test_no_task_registers_what_is_a_variable_already(role: Role) -> None:
+    """The role's variable would go on being what is read."""
+    registered = {task["register"] for task in role.every_task if "register" in task}
+    assert not registered & {*role.vars, *role.defaults}
+
+
 def test_every_part_that_is_played_alone_is_an_entry_point() -> None:
     played = [
         (str(arguments["name"]), str(arguments["tasks_from"]).removesuffix(".yml"))
