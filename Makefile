@@ -14,7 +14,7 @@ pip  = $(bin)/python -m pip install --quiet --disable-pip-version-check
 control_node = $(VENV)/.control-node-is-ready
 test_tools   = $(VENV)/.test-tools-are-ready
 # The last one removes the images in the end.
-TIERS        = lint unit app rules machines lab-test
+TIERS        = lint unit app rules role ssh-lab-test lab-test
 
 .PHONY: help
 help: ## List the targets
@@ -84,7 +84,7 @@ hadolint: $(test_tools)
 shellcheck: $(test_tools)
 	PATH="$(bin):$$PATH" shellcheck .ci/run tests/app molecule/shared/machine/init
 
-.PHONY: unit images app rules machines vm role-and-lab role lab-test ssh-lab-test
+.PHONY: unit images app rules role lab-test ssh-lab-test
 unit: $(test_tools) ## Test roles, inventory, templates and dashboards (no machine)
 	$(bin)/python -m pytest --numprocesses auto tests/unit
 
@@ -103,17 +103,6 @@ role: $(test_tools) ## Verify every role on test machines (Docker); SCENARIO=doc
 	  printf '\n---- molecule test -s %s ----\n' "$$scenario"; \
 	  PATH="$(bin):$$PATH" MOLECULE_COMMAND_BORDERS=false molecule test -s "$$scenario" || exit 1; \
 	done
-
-# What is emulated keeps one core busy for a quarter of an hour, and the others use about one.
-machines: images
-	$(MAKE) --no-print-directory --jobs 2 vm role-and-lab
-
-vm: $(test_tools) ## Verify what only a kernel of its own can show, on an emulated machine (Docker)
-	bash -o pipefail -c '$(MAKE) --no-print-directory role SCENARIO=vm 2>&1 | sed --unbuffered "s/^/vm | /"'
-
-role-and-lab:
-	$(MAKE) --no-print-directory role
-	$(MAKE) --no-print-directory ssh-lab-test
 
 lab-test: images browser ## Deploy, train, disturb and remove the local lab (Docker)
 	$(lab_pytest) tests/lab --ignore tests/lab/test_lab_over_ssh.py
