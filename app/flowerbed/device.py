@@ -44,8 +44,8 @@ class Child:
     """A process that is kept running.
 
     Attributes:
-        begin: starts it, in a session of its own, so that what it starts ends with it, and returns
-            its number.
+        begin: starts it as the leader of a process group, so that what it starts ends with it, and
+            returns its number.
         pid: its number; 0 while it does not run.
     """
 
@@ -163,7 +163,7 @@ class Supervisor:
                     child.start()
             self._reap()
             self._check_health()
-            self.forkserver.serve(_INTERVAL)
+            self.forkserver.serve(_INTERVAL, self.supernode.pid)
         self._stop()
 
     def _stop(self) -> None:
@@ -171,9 +171,10 @@ class Supervisor:
         for child in self.children:
             if child.pid:
                 _signal_group(child.pid, signal.SIGTERM)
+        left = {child.pid for child in self.children} - {0}
         deadline = time.monotonic() + _STOP_PATIENCE
-        while any(child.pid for child in self.children) and time.monotonic() < deadline:
-            self._reap()
+        while left and time.monotonic() < deadline:
+            left.discard(os.waitpid(-1, os.WNOHANG)[0])
             time.sleep(0.1)
 
 

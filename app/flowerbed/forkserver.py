@@ -52,8 +52,8 @@ class ForkServer:
         gc.collect()
         gc.freeze()
 
-    def serve(self, seconds: float) -> None:
-        """Wait so long for one who asks.
+    def serve(self, seconds: float, group: int) -> None:
+        """Wait so long for one who asks; what it is given belongs to that process group.
 
         A connection carries one packet, the command with NUL between its words, and with it the
         descriptors for standard output and error; and one back, the exit code.
@@ -70,16 +70,21 @@ class ForkServer:
                 return
             command = packet.decode().split("\0")
             if len(output) == 2 and command[0] in self._programs:  # noqa: PLR2004 - two descriptors
-                self.fork(command, output, connection)
+                self.fork(command, group, output, connection)
             for descriptor in output:
                 os.close(descriptor)
 
     def fork(
-        self, command: Sequence[str], output: Sequence[int] = (), asked: socket.socket | None = None
+        self,
+        command: Sequence[str],
+        group: int = 0,
+        output: Sequence[int] = (),
+        asked: socket.socket | None = None,
     ) -> int:
-        """Run one of `PROGRAMS` in a process and a session of its own; the process' number.
+        """Run one of `PROGRAMS` in a process of its own; the process' number.
 
         Args:
+            group: the process group that it joins; by default, it leads one of its own.
             output: descriptors for its standard output and error; by default, they are ours.
             asked: where its exit code is sent.
         """
@@ -87,7 +92,7 @@ class ForkServer:
             return process
         status = 1
         try:
-            os.setsid()
+            os.setpgid(0, group)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
             self._listener.close()

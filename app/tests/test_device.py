@@ -1,5 +1,6 @@
 """The device's processes for real: supervisor, trainer and ClientApp code, without a SuperLink."""
 
+import contextlib
 import json
 import os
 import resource
@@ -184,6 +185,24 @@ def test_a_client_app_is_forked_and_not_imported(supervisor: subprocess.Popen[by
     done, _ = _client_app("--token", "with spaces\nand lines", "--none-such")
     assert done.returncode == 2
     assert "unrecognized arguments: --none-such" in done.stderr
+
+
+def test_what_a_supernode_starts_is_of_its_group(supervisor: subprocess.Popen[bytes]) -> None:
+    """So that it ends with it."""
+
+    def group_of(name: str) -> int:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            for path in Path("/proc").glob("[0-9]*/stat"):
+                with contextlib.suppress(OSError):
+                    if f"({name})" in (text := path.read_text()):
+                        return int(text.rpartition(") ")[2].split()[2])
+            time.sleep(0.2)
+        raise AssertionError(f"no {name} runs")
+
+    group = group_of("flower-superexe")
+    assert group == group_of("flower-supernod")
+    assert group != os.getpgid(supervisor.pid)
 
 
 def test_without_a_fork_server_it_is_flowers_own_program() -> None:
