@@ -10,8 +10,8 @@ from ansible.plugins.action import ActionBase
 def entries_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
     """What the machine is told of an entry: itself, with what its `src` holds.
 
-    A directory as `src` stands for each of the files in it. Of an entry with `hidden`, the content
-    is a secret.
+    A pattern such as `rules/*.yml` as `src` stands for each file that it meets, its `path` for
+    their directory. Of an entry with `hidden`, the content is a secret.
 
     Raises:
         FileNotFoundError: there is no such file on the control node.
@@ -21,12 +21,11 @@ def entries_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
     if "src" not in entry:
         return [entry]
     source = Path(entry.pop("src"))
-    if not source.is_dir():
+    if "*" not in source.name:
         return [entry | {told: source.read_text()}]
     return [
         entry | {told: file.read_text(), "path": f"{entry['path']}/{file.name}"}
-        for file in sorted(source.iterdir())
-        if file.is_file()
+        for file in sorted(source.parent.glob(source.name))
     ]
 
 

@@ -23,7 +23,7 @@ description:
 author: Flowerbed
 options:
   root:
-    description: Where relative paths begin. It is made, too.
+    description: Where relative paths begin. As an entry, C(.), it is made, too.
     type: path
     required: true
   owner:

@@ -46,9 +46,10 @@ def root(tmp_path: Path) -> Path:
 def test_what_differs_is_placed_and_nothing_else(root: Path, tmp_path: Path) -> None:
     (tmp_path / "rules").mkdir()
     (tmp_path / "rules/one.yml").write_text("one: 1\n")
+    (tmp_path / "rules/README").write_text("no rule")
     entries: list[dict[str, Any]] = [
         {"path": "rules", "mode": "0750"},
-        {"path": "rules", "src": str(tmp_path / "rules"), "mode": "0640"},
+        {"path": "rules", "src": f"{tmp_path}/rules/*.yml", "mode": "0640"},
         {"path": "plain", "content": "text", "mode": "0644"},
     ]
     _, pretended = place(root, entries, "--check")
