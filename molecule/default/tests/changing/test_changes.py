@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -43,15 +44,54 @@ def _away(machine: str) -> Iterator[None]:
         subprocess.run(["docker", "unpause", _container(machine)], check=True)
 
 
+def test_a_run_survives_full_memory_and_a_restart_of_docker(
+    machines: dict[str, Host], inventory: Path
+) -> None:
+    """A phone goes on with half its batch, and a machine's devices come back by themselves."""
+    desk, property_ = machines["desk"], "systemctl show docker --property ExecMainStartTimestamp"
+    began = desk.check_output(property_)
+    play(
+        "train",
+        inventory=inventory,
+        training_run="test-faults",
+        training_rounds=2,
+        training_strategy="paced",
+        training_strategy_parameters={"box": 20, "grace": 60},
+        training_faults=[
+            {"at_round": 1, "do": "fill_memory", "device": "phone-1", "seconds": 10},
+            {"at_round": 2, "do": "restart_docker", "machine": "desk"},
+        ],
+    )
+    assert desk.check_output(property_) != began
+    struck = rows("test-faults", "faults.csv")
+    assert [(row["fault"], row["target"], row["problem"]) for row in struck] == [
+        ("fill_memory", "phone-1", ""),
+        ("restart_docker", "desk", ""),
+    ]
+    told = {(row["device"], row["round"]): row for row in rows("test-faults", "devices.csv")}
+    halved = told["phone-1", "1"]
+    assert halved["outcome"] in ("completed", "partial")
+    assert re.search(r"out of memory with batches of \d+, went on with \d+", halved["reason"])
+    for device, each in devices(inventory).items():
+        if each["device_machine"] == "desk":
+            assert told[device, "2"]["outcome"] == "offline", device
+        else:
+            assert told[device, "2"]["outcome"] in ("completed", "partial"), device
+
+
 def test_a_machine_that_is_away_takes_its_devices_with_it(inventory: Path) -> None:
     """Then nothing is done, unless the lab may do without it. The next test has it back."""
-    away = {"training_start": "always", "training_rounds": 1, "training_run": "test-away"}
+    away: dict[str, Any] = {
+        "training_model": "linear",
+        "training_rounds": 1,
+        "training_run": "test-away",
+        "training_start": "always",
+    }
     with _away("pi-1"):
         refused = play("site", inventory=inventory, ok=False, **away)
         stopped = play("train", inventory=inventory, ok=False, **away)
         assert not (RESULTS / "test-away").exists()
-        may = {"lab_require_all_machines": False}
-        played = play("site", inventory=inventory, ok=False, **may, **away)
+        played = play("site", inventory=inventory, ok=False, lab_require_all_machines=False, **away)
     assert refused.code != 0
     assert "pi-1: cannot be reached" in refused.output
     assert not re.search(r"changed=[1-9]", refused.output)
@@ -137,8 +177,13 @@ def test_a_bundle_installs_a_lab_that_reaches_nothing(
     server = machines["server"]
     assert server.check_output("docker images -q") == ""
     server.check_output("ip route delete default")
-    more = {"images_source": "archive", "images_archive": str(bundle), "training_rounds": 1}
-    more |= {"training_run": "test-archive", "training_model": "linear"}
+    more: dict[str, Any] = {
+        "images_source": "archive",
+        "images_archive": str(bundle),
+        "training_model": "linear",
+        "training_rounds": 1,
+        "training_run": "test-archive",
+    }
     played = play("site", inventory=alone, **more)
     assert not re.search(r"TASK \[images : (Build|Pull: |Make a Debian|Pack)", played.output)
     assert run_yml("test-archive")["lab"]["images"] == {
