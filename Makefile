@@ -121,10 +121,8 @@ BENCHMARKS = rounds learning memory deployment scale watching strategies faults
 .PHONY: bench $(BENCHMARKS:%=bench-%)
 bench: $(BENCHMARKS:%=bench-%) ## Measure all that the README quotes, on a machine that idles; or one: bench-rounds
 
-$(BENCHMARKS:%=bench-%): bench-%: $(test_tools)
+$(BENCHMARKS:%=bench-%): bench-%: images
 	$(bin)/python benchmarks/$*.py
-
-bench-memory: images
 
 # --- what the above needs ----------------------------------------------------------------------
 

@@ -93,8 +93,6 @@ def main() -> None:
     with lab(), tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         few, many = write_inventory(directory, FEW), write_inventory(directory, MANY)
-        # The images are built, if they are not there.
-        play("tests/image.yml", few)
         for inventory, devices in ((few, FEW), (many, MANY)):
             for what in ("first site.yml", *["second site.yml"] * REPEATS):
                 measured(what, devices, play("playbooks/site.yml", inventory, **SETTINGS))
