@@ -13,7 +13,7 @@ pip  = $(bin)/python -m pip install --quiet --disable-pip-version-check
 control_node = $(VENV)/.control-node-is-ready
 test_tools   = $(VENV)/.test-tools-are-ready
 # The last one removes the images in the end.
-TIERS        = lint unit app rules role lab-test
+TIERS        = lint-and-images unit app rules role lab-test
 
 .PHONY: help
 help: ## List the targets
@@ -57,6 +57,11 @@ test: ## Run every test, tier by tier, up to the first that fails
 	  printf '======== %s passed in %d s ========\n' "$$tier" $$(($$(date +%s) - from)); \
 	done; \
 	printf '\nAll tests passed in %d s.\n' $$(($$(date +%s) - begin))
+
+# Images wait for the network most of the time, linters never.
+.PHONY: lint-and-images
+lint-and-images:
+	$(MAKE) --no-print-directory --jobs 2 lint images
 
 .PHONY: lint ansible-lint yamllint ruff mypy hadolint shellcheck
 lint: ansible-lint yamllint ruff mypy hadolint shellcheck ## Check style and types (no machine)
@@ -105,7 +110,7 @@ role: $(test_tools) ## Verify every role on test machines over ssh (Docker); SCE
 	done
 
 lab-test: images browser ## Deploy, train, disturb and remove the local lab (Docker)
-	$(bin)/python -m pytest --exitfirst --verbose --capture=no tests/lab
+	$(bin)/python -m pytest --exitfirst --verbose --capture=no --durations 12 tests/lab
 
 .PHONY: screenshot
 screenshot: $(test_tools) browser ## Take the README's picture of a run's report, RUN=name

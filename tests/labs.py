@@ -13,7 +13,7 @@ from typing import Any
 from repository import ROOT, program
 
 DATA = Path(os.environ.get("FLOWERBED_TEST_DATA", ROOT.parent / "shared" / "data" / "cifar10"))
-_AS_A_USER_SEES_IT = {"ANSIBLE_FORCE_COLOR": "false", "ANSIBLE_VERBOSITY": "0"}
+AS_A_USER_SEES_IT = {"ANSIBLE_FORCE_COLOR": "false", "ANSIBLE_VERBOSITY": "0"}
 """Whatever Molecule, which may run the tests, wants of its own playbooks."""
 
 
@@ -55,7 +55,7 @@ def play(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | _AS_A_USER_SEES_IT | (env or {}),
+        env=os.environ | AS_A_USER_SEES_IT | (env or {}),
         start_new_session=True,
     ) as process:
         assert process.stdout

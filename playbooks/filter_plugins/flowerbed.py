@@ -1,7 +1,9 @@
 """What playbooks derive from the inventory's groups; roles know nothing of groups."""
 
 import difflib
+import hashlib
 import ipaddress
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -41,6 +43,60 @@ def quota_of(device: str, hostvars: Mapping[str, Any]) -> float:
         return 0.0
     core = float(hostvars[machine_of(device, hostvars)].get("lab_core_speed", 1.0))
     return round(float(variables["device_speed"]) / core, 2)
+
+
+OF_ITS_OWN = (
+    *("device_class", "device_memory", "device_learning_rate", "device_optimizer"),
+    *("device_local_epochs", "device_availability", "device_out_of_memory_policy"),
+    *("device_docker_network", "device_shards_directory", "device_certificates_directory"),
+    "device_keys_directory",
+)
+"""What the role device takes from the inventory as it is."""
+
+
+def given_to(
+    devices: list[str],
+    machine: str,
+    hostvars: Mapping[str, Any],
+    *,
+    port: int,
+    batches: Mapping[str, int],
+    recipe: list[str],
+) -> dict[str, dict[str, Any]]:
+    """What the role device is given for each of the devices on a machine.
+
+    Args:
+        devices: those that live there.
+        machine: its name. What has been found on it is among its variables.
+        hostvars: the variables of all hosts.
+        port: where the SuperLink listens.
+        batches: examples a training step of each device.
+        recipe: what the role makes of it, as text.
+
+    Returns:
+        The values by device; `definition` is a hash of all that the device's container is made of,
+        its shard and its key included.
+    """
+    here = hostvars[machine]
+    given = {}
+    for device in devices:
+        own = hostvars[device]
+        shard = here["device_shards"].get(device, {})
+        values = {
+            "image": here["images_references"].get("application", ""),
+            "superlink": f"flowerbed-superlink:{port}",
+            "quota": quota_of(device, hostvars),
+            "batch": batches[device],
+            "share": shard.get("fraction", 1.0),
+        }
+        parts = [
+            *(values, machine, recipe, shard.get("fingerprint")),
+            here.get("certificates_identities", {}).get(device),
+            [own.get(name) for name in OF_ITS_OWN],
+        ]
+        text = json.dumps(parts, sort_keys=True)
+        given[device] = values | {"definition": hashlib.sha256(text.encode()).hexdigest()}
+    return given
 
 
 def networks_on(
@@ -351,6 +407,7 @@ class FilterModule:
             "class_of": class_of,
             "devices_on": devices_on,
             "fault_problems": fault_problems,
+            "given_to": given_to,
             "in_reach": in_reach,
             "keys_of": keys_of,
             "machine_of": machine_of,

@@ -209,13 +209,20 @@ def test_a_file_that_is_not_the_manifests_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_code_is_told_by_paths_and_contents(tmp_path: Path) -> None:
-    (tmp_path / "package/__pycache__").mkdir(parents=True)
-    for name in ("a.py", "package/b.py", "package/__pycache__/b.pyc"):
+    (tmp_path / "flowerbed/__pycache__").mkdir(parents=True)
+    for name in ("Dockerfile", "flowerbed/b", "flowerbed/__pycache__/b.pyc", "other"):
         (tmp_path / name).write_text("")
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    assert images.code_digests(str(tmp_path)) == [["a.py", empty], ["package/b.py", empty]]
-    (tmp_path / "package/b.py").write_text("b = 1")
+    assert images.code_digests(str(tmp_path)) == [["Dockerfile", empty], ["flowerbed/b", empty]]
+    (tmp_path / "flowerbed/b").write_text("b = 1")
     assert images.code_digests(str(tmp_path))[1][1] != empty
+    (tmp_path / "flowerbed/b").chmod(0o700)
+    assert images.code_entries(str(tmp_path)) == [
+        {"path": ".", "mode": "0755"},
+        {"path": "flowerbed", "mode": "0755"},
+        {"path": "Dockerfile", "src": f"{tmp_path}/Dockerfile", "mode": "0644"},
+        {"path": "flowerbed/b", "src": f"{tmp_path}/flowerbed/b", "mode": "0755"},
+    ]
 
 
 def test_what_is_there_is_taken_from_the_first_source_that_has_it() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from labs import AS_A_USER_SEES_IT
 from repository import program
 from testinfra.host import Host
 
@@ -24,7 +25,8 @@ print(urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}", timeout=10).read
 def listed(inventory: Path) -> dict[str, Any]:
     """An inventory as Ansible resolves it."""
     command = [program("ansible-inventory"), "-i", str(inventory), "--list"]
-    done = subprocess.run(command, check=True, capture_output=True)
+    environment = os.environ | AS_A_USER_SEES_IT
+    done = subprocess.run(command, check=True, capture_output=True, env=environment)
     told: dict[str, Any] = json.loads(done.stdout)
     return told
 

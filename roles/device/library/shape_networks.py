@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -255,6 +256,18 @@ def shape(name: str, found: list[End], limits: Limits, run: Run, *, pretend: boo
     return bool(differing)
 
 
+def run_here(command: list[str]) -> str:
+    """Run it on this machine. Not by Ansible's own way, which takes three times as long.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"'{' '.join(command)}' failed: {done.stderr.strip()}")
+    return done.stdout
+
+
 def main() -> None:
     """Answer Ansible."""
     limit: dict[str, Any] = {"type": "str"}
@@ -280,21 +293,19 @@ def main() -> None:
     if missing:
         module.exit_json(changed=False, shaped=[], idle=[], missing=missing)
 
-    def run(command: list[str]) -> str:
-        _, printed, _ = module.run_command(command, check_rc=True)
-        return str(printed)
-
     wanted = {entry["name"]: entry for entry in module.params["containers"]}
     running: dict[str, int] = {}
     shaped: list[str] = []
     try:
         limits = {name: parse(entry) for name, entry in wanted.items()}
-        running = processes(sorted(wanted), run)
-        here = interfaces(run) if running else {}
+        running = processes(sorted(wanted), run_here)
+        here = interfaces(run_here) if running else {}
         shaped = [
             name
             for name, pid in running.items()
-            if shape(name, ends(pid, here, run), limits[name], run, pretend=module.check_mode)
+            if shape(
+                name, ends(pid, here, run_here), limits[name], run_here, pretend=module.check_mode
+            )
         ]
     except (ValueError, RuntimeError) as error:
         module.fail_json(msg=str(error))

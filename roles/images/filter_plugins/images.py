@@ -4,21 +4,50 @@ import re
 from collections.abc import Container, Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
+from stat import S_IXUSR
 from typing import Any
 
 _DEFAULT_REGISTRY = re.compile(r"^docker\.io/(library/)?")
 
 
-def code_digests(directory: str) -> list[list[str]]:
-    """The files under a directory of the control node, each path with its SHA-256.
+_CODE = ("Dockerfile", "pyproject.toml", "flowerbed")
+
+
+def _files_of(directory: str) -> list[Path]:
+    """The files of the application's image in its directory on the control node.
 
     Bytecode is passed over: it follows from the rest.
     """
-    root = Path(directory)
+    found = (
+        path
+        for name in _CODE
+        for path in [Path(directory, name), *Path(directory, name).rglob("*")]
+    )
+    return sorted(path for path in found if path.is_file() and path.suffix != ".pyc")
+
+
+def code_digests(directory: str) -> list[list[str]]:
+    """The files of the application's image, each path with its SHA-256."""
     return [
-        [str(path.relative_to(root)), sha256(path.read_bytes()).hexdigest()]
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and path.suffix != ".pyc"
+        [str(path.relative_to(directory)), sha256(path.read_bytes()).hexdigest()]
+        for path in _files_of(directory)
+    ]
+
+
+def code_entries(directory: str) -> list[dict[str, str]]:
+    """The same files as `place_files` takes them, with their directories."""
+    files = _files_of(directory)
+    parents = {parent for path in files for parent in path.relative_to(directory).parents}
+    return [
+        *({"path": str(parent), "mode": "0755"} for parent in sorted(parents)),
+        *(
+            {
+                "path": str(path.relative_to(directory)),
+                "src": str(path),
+                "mode": "0755" if path.stat().st_mode & S_IXUSR else "0644",
+            }
+            for path in files
+        ),
     ]
 
 
@@ -52,4 +81,9 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         """Their names."""
-        return {"code_digests": code_digests, "known_as": known_as, "found_in": found_in}
+        return {
+            "code_digests": code_digests,
+            "code_entries": code_entries,
+            "found_in": found_in,
+            "known_as": known_as,
+        }

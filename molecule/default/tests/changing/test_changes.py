@@ -141,7 +141,7 @@ def test_teardown_leaves_the_machines_as_they_were(
             assert machine.check_output(f"docker {listing}") == "", (name, listing)
         networks = machine.check_output("docker network ls --format '{{.Name}}'").split()
         assert sorted(networks) == ["bridge", "host", "none"]
-        assert machine.check_output("find /etc/docker -name 'server.test*'") == ""
+        assert machine.check_output("find /etc -name 'server.test*'") == ""
         # All that is not as in the image that the machine was made of.
         differs = subprocess.run(
             ["docker", "diff", _container(name)], check=True, capture_output=True, text=True
