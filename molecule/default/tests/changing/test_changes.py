@@ -56,9 +56,10 @@ def test_a_run_survives_full_memory_and_a_restart_of_docker(
         training_run="test-faults",
         training_rounds=2,
         training_strategy="paced",
-        training_strategy_parameters={"box": 20, "grace": 60},
+        training_strategy_parameters={"box": 30, "grace": 60},
         training_faults=[
-            {"at_round": 1, "do": "fill_memory", "device": "phone-1", "seconds": 10},
+            # In the middle of its training: before it, a trainer that is killed is waited for.
+            {"at_second": 12, "do": "fill_memory", "device": "phone-1"},
             {"at_round": 2, "do": "restart_docker", "machine": "desk"},
         ],
     )
