@@ -6,7 +6,7 @@ from typing import Any
 
 import docker
 import pytest
-from repository import ROOT
+from conftest import ROOT
 
 BATCH = 48
 """Not in the planner's table."""

@@ -17,20 +17,25 @@ import docker
 import pytest
 from conftest import (
     BATCH,
+    DATA,
     EXAMPLES,
     HOME,
     RESULTS,
+    ROOT,
     ROUNDS,
+    Play,
+    Played,
+    assert_no_more_rights_than_needed,
     eventually,
     on_a_terminal,
     prometheus,
+    published,
     query,
     run_yml,
+    secret_in,
 )
 from dashboards import DASHBOARDS, Query, queries
 from dashboards import variables as variables_of
-from labs import DATA, Played, assert_no_more_rights_than_needed, play, published, secret_in
-from repository import ROOT
 
 BYTES = {"m": 2**20, "g": 2**30}
 
@@ -45,7 +50,7 @@ def _rows(run: str, file: str) -> list[dict[str, str]]:
 
 
 def test_check_mode_reaches_the_end_without_docker(
-    before: None, variables: dict[str, Any], tmp_path: Path
+    before: None, play: Play, variables: dict[str, Any], tmp_path: Path
 ) -> None:
     played = play(
         "site", "--check", env={"DOCKER_HOST": f"unix://{tmp_path}/no-engine.sock"}, **variables
@@ -193,7 +198,7 @@ def test_the_model_loads_in_plain_keras(lab: Played) -> None:
     assert accuracy == pytest.approx(wanted, abs=2e-4)
 
 
-def test_a_second_run_changes_nothing(lab: Played, variables: dict[str, Any]) -> None:
+def test_a_second_run_changes_nothing(lab: Played, play: Play, variables: dict[str, Any]) -> None:
     played = play("site", **variables)
     assert played.changed == 0
     assert "has trained before (test-first)" in played.output
@@ -207,7 +212,7 @@ def _secrets() -> dict[str, str]:
 
 
 def test_keys_are_new_after_a_rotation_and_no_secret_is_shown(
-    lab: Played, variables: dict[str, Any], engine: docker.DockerClient
+    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient
 ) -> None:
     before = _secrets()
     output = play("rotate", "--diff", "-v", **variables).output
@@ -271,7 +276,7 @@ def test_a_stranger_gets_nowhere(
     assert sum(node["status"] == "online" for node in nodes) == 4
 
 
-def test_status_is_a_table(lab: Played, inventory: dict[str, dict[str, Any]]) -> None:
+def test_status_is_a_table(lab: Played, play: Play, inventory: dict[str, dict[str, Any]]) -> None:
     output = play("status").output
     rounds = _status()["rounds"]
     assert f"test-rotated: completed, round {rounds} of {rounds}" in output
@@ -297,6 +302,7 @@ def _lab(engine: docker.DockerClient) -> dict[str, Any]:
 
 def test_what_is_broken_off_anywhere_ends_the_same(
     lab: Played,
+    play: Play,
     variables: dict[str, Any],
     engine: docker.DockerClient,
     inventory: dict[str, dict[str, Any]],
@@ -371,6 +377,7 @@ def _beside(disturb: Callable[[], None]) -> Iterator[None]:
 
 def test_a_run_survives_its_faults(
     lab: Played,
+    play: Play,
     variables: dict[str, Any],
     engine: docker.DockerClient,
     inventory: dict[str, dict[str, Any]],
@@ -434,7 +441,7 @@ def test_a_run_survives_its_faults(
 
 
 def test_faults_that_cannot_be_are_refused_before_the_run(
-    lab: Played, variables: dict[str, Any]
+    lab: Played, play: Play, variables: dict[str, Any]
 ) -> None:
     faults = [{"at_round": 1, "do": "kill", "device": "laptop-2"}]
     played = play("train", ok=False, training_faults=faults, **variables)
@@ -444,6 +451,7 @@ def test_faults_that_cannot_be_are_refused_before_the_run(
 
 def test_a_paused_device_is_alerted_and_counted(
     lab: Played,
+    play: Play,
     variables: dict[str, Any],
     engine: docker.DockerClient,
     inventory: dict[str, dict[str, Any]],
@@ -484,6 +492,7 @@ def test_a_paused_device_is_alerted_and_counted(
 
 def test_a_stuck_device_holds_no_paced_round_up(
     lab: Played,
+    play: Play,
     variables: dict[str, Any],
     engine: docker.DockerClient,
     inventory: dict[str, dict[str, Any]],
@@ -544,7 +553,7 @@ def test_every_query_of_every_dashboard_returns_data(lab: Played) -> None:
 
 
 def test_prometheus_keeps_its_data(
-    lab: Played, variables: dict[str, Any], engine: docker.DockerClient
+    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient
 ) -> None:
     oldest = "min_over_time(timestamp(flowerbed_round)[1h:15s])"
     before = float(query(oldest)[0]["value"][1])
@@ -555,7 +564,7 @@ def test_prometheus_keeps_its_data(
 
 
 def test_a_new_target_needs_no_restart(
-    lab: Played, variables: dict[str, Any], engine: docker.DockerClient
+    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient
 ) -> None:
     def started() -> str:
         return str(engine.containers.get("flowerbed-prometheus").attrs["State"]["StartedAt"])
@@ -576,7 +585,7 @@ def test_a_new_target_needs_no_restart(
 
 
 def test_watching_shows_what_devices_do(
-    lab: Played, variables: dict[str, Any], inventory: dict[str, dict[str, Any]]
+    lab: Played, play: Play, variables: dict[str, Any], inventory: dict[str, dict[str, Any]]
 ) -> None:
     """On a terminal a table that is written over, while another terminal's run goes on."""
     more = {"training_run": "test-watched", "training_rounds": 2}
@@ -626,7 +635,7 @@ def test_classes_are_as_fast_as_the_catalogue_says(
     assert correlation == 1.0, measured
 
 
-def test_runs_are_compared_and_unknown_ones_refused(lab: Played) -> None:
+def test_runs_are_compared_and_unknown_ones_refused(lab: Played, play: Play) -> None:
     play("report", runs="test-first,test-watched")
     assert (RESULTS / "test-first-test-watched.html").exists()
     played = play("report", runs="test-first,nope", ok=False)
@@ -639,7 +648,9 @@ def _logs(run: str) -> dict[str, str]:
     return {path.stem: path.read_text() for path in (RESULTS / run / "logs/local").glob("*.log")}
 
 
-def test_logs_of_every_container_are_collected(lab: Played, engine: docker.DockerClient) -> None:
+def test_logs_of_every_container_are_collected(
+    lab: Played, play: Play, engine: docker.DockerClient
+) -> None:
     play("logs")
     logs = _logs("test-watched")
     containers = engine.containers.list(all=True, filters={"label": "flowerbed.part"})
@@ -658,6 +669,7 @@ def test_logs_of_every_container_are_collected(lab: Played, engine: docker.Docke
 
 def test_missing_devices_are_named(
     lab: Played,
+    play: Play,
     variables: dict[str, Any],
     engine: docker.DockerClient,
     inventory: dict[str, dict[str, Any]],
@@ -678,7 +690,7 @@ def test_missing_devices_are_named(
 
 
 def test_teardown_leaves_the_data_and_purge_nothing(
-    lab: Played, engine: docker.DockerClient
+    lab: Played, play: Play, engine: docker.DockerClient
 ) -> None:
     stranger = engine.containers.run(
         run_yml("test-first")["lab"]["images"]["prometheus"],

@@ -1,4 +1,4 @@
-"""What the tests have in common: where things are and how they are read."""
+"""What the unit tests have in common: where things are and how they are read."""
 
 import importlib.util
 import subprocess
@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def program(name: str) -> str:
