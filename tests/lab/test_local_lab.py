@@ -15,6 +15,7 @@ from typing import Any
 
 import docker
 import pytest
+import yaml
 from conftest import (
     BATCH,
     DATA,
@@ -326,6 +327,38 @@ def test_what_is_broken_off_anywhere_ends_the_same(
     assert (RESULTS / "test-broken-off/report.html").exists()
     assert play("site", **variables).changed == 0
     assert _lab(engine) == before
+
+
+def _add_device(tmp_path: Path) -> Path:
+    """inventory/local with one device more and one less."""
+    inventory = tmp_path / "local"
+    subprocess.run(["cp", "-rL", str(ROOT / "inventory/local"), str(inventory)], check=True)
+    hosts = yaml.safe_load((inventory / "hosts.yml").read_text())
+    classes = hosts["devices"]["children"]
+    group, other = sorted(classes)[:2]
+    classes[group]["hosts"]["newcomer"] = None
+    gone = next(iter(classes[other]["hosts"]))
+    del classes[other]["hosts"][gone]
+    (inventory / "hosts.yml").write_text(yaml.safe_dump(hosts))
+    (tmp_path / "gone").write_text(gone)
+    return inventory
+
+
+def test_a_device_comes_and_one_goes(
+    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient, tmp_path: Path
+) -> None:
+    inventory = _add_device(tmp_path)
+    gone = (tmp_path / "gone").read_text()
+    play("site", inventory=inventory, **variables)
+    names = {c.name for c in engine.containers.list(filters={"label": "flowerbed.part=device"})}
+    assert "flowerbed-device-newcomer" in names
+    assert f"flowerbed-device-{gone}" not in names
+    assert not (HOME / "shards/devices" / gone).exists()
+    played = play("site", **variables)
+    names = {c.name for c in engine.containers.list(filters={"label": "flowerbed.part=device"})}
+    assert f"flowerbed-device-{gone}" in names
+    assert "flowerbed-device-newcomer" not in names
+    assert played.changed > 0
 
 
 def _status() -> dict[str, Any]:
