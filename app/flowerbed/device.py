@@ -36,6 +36,7 @@ _LONGEST_PAUSE = 15.0
 _STEADY = 120.0
 _STOP_PATIENCE = 8.0
 _OOM_SCORE_ADJUST = 900
+_DECOY = ["sleep", "infinity"]
 _INTERVAL = 0.25
 
 
@@ -73,16 +74,21 @@ class Child:
 
 
 def begin_trainer(shard: Path) -> int:
-    """Start a trainer, the one to die when memory runs out.
+    """Start a trainer, the one to die when memory runs out, and a decoy in its process group.
 
-    It can be started again without the server losing the device.
+    The trainer can be started again without the server losing the device. From when its last thread
+    ends to when its first page is free, the kernel no longer sees it as a victim (Linux 6.18,
+    `css_task_iter_advance`), and who wants memory then brings down the next one: the greatest
+    process of the container, which is the supervisor, if it is not the decoy.
     """
     command = [sys.executable, "-m", "flowerbed.trainer", str(shard)]
     # numpy's and TensorFlow's libraries read it when they are loaded.
     threads = {"OMP_NUM_THREADS": str(read_quota().threads)}
-    pid = os.posix_spawn(sys.executable, command, os.environ | threads, setsid=True)
-    Path(f"/proc/{pid}/oom_score_adj").write_text(str(_OOM_SCORE_ADJUST))
-    return pid
+    trainer = os.posix_spawn(sys.executable, command, os.environ | threads, setpgroup=0)
+    decoy = os.posix_spawnp(_DECOY[0], _DECOY, os.environ, setpgroup=trainer)
+    for pid, adjust in ((trainer, _OOM_SCORE_ADJUST), (decoy, _OOM_SCORE_ADJUST - 10)):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(adjust))
+    return trainer
 
 
 def describe(status: int) -> str:
@@ -111,15 +117,18 @@ class Supervisor:
         self.stopping: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda received, _: self.stopping.append(received))
-        self.trainer = Child("trainer", lambda: begin_trainer(shard))
+        self.trainer = Child("trainer", lambda: self._begin_trainer(shard))
         # It loads what it needs while this process does.
         self.trainer.start()
         self.forkserver = ForkServer()
         command = ["flower-supernode", *supernode_arguments]
         self.supernode = Child("SuperNode", lambda: self.forkserver.fork(command))
         self.children = (self.trainer, self.supernode)
-        self._kills = out_of_memory_kills()
         self._next_health = 0.0
+
+    def _begin_trainer(self, shard: Path) -> int:
+        self._kills = out_of_memory_kills()
+        return begin_trainer(shard)
 
     def _reap(self) -> None:
         while True:
@@ -132,9 +141,8 @@ class Supervisor:
             for child in self.children:
                 if child.pid == pid:
                     if child is self.trainer:
-                        kills = out_of_memory_kills()
-                        cause = "out_of_memory" if kills > self._kills else describe(status)
-                        self._kills = kills
+                        killed = out_of_memory_kills() > self._kills
+                        cause = "out_of_memory" if killed else describe(status)
                         record_death(cause)
                         log.error("the trainer died of: %s", cause)
                     child.ended(status)
