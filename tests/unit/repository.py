@@ -1,6 +1,7 @@
 """What the unit tests have in common: where things are and how they are read."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,35 @@ def load(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def run_task(directory: Path, task: dict[str, Any], *arguments: str) -> tuple[str, dict[str, Any]]:
+    """What a play of one task printed, and what the task returned; {} where it failed.
+
+    Args:
+        directory: where there is room for the play.
+        task: its module and keywords.
+        arguments: of ansible-playbook.
+    """
+    playbook, answer = directory / "play.yml", directory / "answer.json"
+    copy = {
+        "ansible.builtin.copy": {"content": "{{ told | to_json }}", "dest": str(answer)},
+        "check_mode": False,
+    }
+    tasks = [task | {"register": "told"}, copy]
+    playbook.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
+    command = [program("ansible-playbook"), "-i", "localhost,", "--connection", "local"]
+    command += ["-e", f"ansible_python_interpreter={sys.executable}", str(playbook), *arguments]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        check=False,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    told: dict[str, Any] = json.loads(answer.read_text()) if done.returncode == 0 else {}
+    return done.stdout, told
 
 
 def files(*directories: str) -> list[Path]:

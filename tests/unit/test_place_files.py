@@ -1,40 +1,20 @@
 """Files that a playbook places: only what differs, whole or not at all, and no secret shown."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from repository import ROOT, load, program
+from repository import ROOT, load, run_task
 
 action = load(ROOT / "playbooks/action_plugins/place_files.py")
 
 
 def place(root: Path, entries: list[dict[str, Any]], *arguments: str) -> tuple[str, dict[str, Any]]:
     """What a play printed that places the entries, and what the task returned."""
-    playbook = root.parent / "play.yml"
-    answer = root.parent / "answer.json"
-    task = {"place_files": {"root": str(root), "entries": entries}, "register": "placed"}
-    copy = {
-        "ansible.builtin.copy": {"content": "{{ placed | to_json }}", "dest": str(answer)},
-        "check_mode": False,
-    }
-    play = {"hosts": "localhost", "gather_facts": False, "tasks": [task, copy]}
-    playbook.write_text(json.dumps([play]))
-    command = [program("ansible-playbook"), "-i", "localhost,", "--connection", "local"]
-    command += ["-e", f"ansible_python_interpreter={sys.executable}", str(playbook), *arguments]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        check=False,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+    return run_task(
+        root.parent, {"place_files": {"root": str(root), "entries": entries}}, *arguments
     )
-    told: dict[str, Any] = json.loads(answer.read_text()) if done.returncode == 0 else {}
-    return done.stdout, told
 
 
 @pytest.fixture
