@@ -1,6 +1,6 @@
 """What managing unequal devices is worth: strategies on the same six devices and shards.
 
-    python benchmarks/strategies.py [--ways paced fedbuff] [--seeds 42 43 44] [--rounds 4]
+    python benchmarks/strategies.py [--ways paced fedbuff] [--seeds 42 43 44] [--rounds 6]
 
 With each seed, FedAvg runs for some rounds and every other way for about as long. Ways and seeds
 that are not named keep the rows that they have. results/strategies.csv has a row for each way, seed
@@ -83,10 +83,10 @@ WAYS = {
     "tifl": Way("TiFL", 2, {"training_strategy": "tifl"}),
     "oort": Way("Oort", 2, {"training_strategy": "oort"}),
     "fedbuff": Way("FedBuff", 4, {"training_strategy": "fedbuff"}),
-    "paced": Way("paced", 2.5, **_paced()),
+    "paced": Way("paced", 1.5, **_paced()),
     "dropout": Way(
         "paced, a third of the devices missing in each round",
-        2.5,
+        1.5,
         **_paced(device_availability=0.67),
     ),
 }
@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--rounds", type=int, default=4, help="of FedAvg")
+    parser.add_argument("--rounds", type=int, default=6, help="of FedAvg")
     arguments = parser.parse_args()
     here = surroundings(docker.from_env())
     there = RESULTS / "strategies.csv"
