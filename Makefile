@@ -7,14 +7,13 @@ ARGS      ?=
 SCENARIO  ?= docker default
 
 bin  = $(abspath $(VENV))/bin
-lab_pytest = $(bin)/python -m pytest --exitfirst --verbose --capture=no --durations 12
 play = $(bin)/ansible-playbook -i $(INVENTORY) $(ARGS)
 pip  = $(bin)/python -m pip install --quiet --disable-pip-version-check
 # Written when an installation is complete, so that one which broke off is done again.
 control_node = $(VENV)/.control-node-is-ready
 test_tools   = $(VENV)/.test-tools-are-ready
 # The last one removes the images in the end.
-TIERS        = lint-and-images unit app rules role ssh-lab-test lab-test
+TIERS        = lint-and-images unit app rules role lab-test
 
 .PHONY: help
 help: ## List the targets
@@ -82,6 +81,7 @@ ruff: $(test_tools)
 mypy: $(test_tools)
 	$(bin)/mypy --python-version 3.13 app
 	$(bin)/mypy --python-version 3.11 playbooks roles tests benchmarks
+	$(bin)/mypy --python-version 3.11 molecule
 
 hadolint: $(test_tools)
 	find . -name '*Dockerfile' -not -path './.*' -exec $(bin)/hadolint {} +
@@ -89,7 +89,7 @@ hadolint: $(test_tools)
 shellcheck: $(test_tools)
 	PATH="$(bin):$$PATH" shellcheck .ci/run tests/app molecule/shared/machine/init
 
-.PHONY: unit images app rules role lab-test ssh-lab-test
+.PHONY: unit images app rules role lab-test
 unit: $(test_tools) ## Test roles, inventory, templates and dashboards (no machine)
 	$(bin)/python -m pytest --numprocesses auto tests/unit
 
@@ -103,17 +103,14 @@ rules: images ## Test the rules and queries of Prometheus with its promtool (Doc
 	$(bin)/python -m pytest tests/rules
 
 # Molecule finds ansible-playbook on the PATH, and its frame around the output helps nobody.
-role: $(test_tools) ## Verify every role on test machines (Docker); SCENARIO=docker: one scenario
+role: $(test_tools) ## Verify every role on test machines over ssh (Docker); SCENARIO=docker: one scenario
 	for scenario in $(SCENARIO); do \
 	  printf '\n---- molecule test -s %s ----\n' "$$scenario"; \
 	  PATH="$(bin):$$PATH" MOLECULE_COMMAND_BORDERS=false molecule test -s "$$scenario" || exit 1; \
 	done
 
 lab-test: images browser ## Deploy, train, disturb and remove the local lab (Docker)
-	$(lab_pytest) tests/lab --ignore tests/lab/test_lab_over_ssh.py
-
-ssh-lab-test: $(test_tools) ## The same for three test machines over ssh (Docker)
-	$(lab_pytest) tests/lab/test_lab_over_ssh.py
+	$(bin)/python -m pytest --exitfirst --verbose --capture=no --durations 12 tests/lab
 
 .PHONY: screenshot
 screenshot: $(test_tools) browser ## Take the README's picture of a run's report, RUN=name

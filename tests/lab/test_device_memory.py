@@ -6,7 +6,7 @@ from typing import Any
 
 import docker
 import pytest
-from conftest import ROOT
+from repository import ROOT
 
 BATCH = 48
 """Not in the planner's table."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import docker
 import pytest
-from conftest import ROOT, program
+from repository import ROOT, program
 
 NAME = "flowerbed-test-network"
 RATE = 20e6

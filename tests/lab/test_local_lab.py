@@ -15,28 +15,22 @@ from typing import Any
 
 import docker
 import pytest
-import yaml
 from conftest import (
     BATCH,
-    DATA,
     EXAMPLES,
     HOME,
     RESULTS,
-    ROOT,
     ROUNDS,
-    Play,
-    Played,
-    assert_no_more_rights_than_needed,
     eventually,
     on_a_terminal,
     prometheus,
-    published,
     query,
     run_yml,
-    secret_in,
 )
 from dashboards import DASHBOARDS, Query, queries
 from dashboards import variables as variables_of
+from labs import DATA, Played, assert_no_more_rights_than_needed, play, published, secret_in
+from repository import ROOT
 
 BYTES = {"m": 2**20, "g": 2**30}
 
@@ -51,7 +45,7 @@ def _rows(run: str, file: str) -> list[dict[str, str]]:
 
 
 def test_check_mode_reaches_the_end_without_docker(
-    before: None, play: Play, variables: dict[str, Any], tmp_path: Path
+    before: None, variables: dict[str, Any], tmp_path: Path
 ) -> None:
     played = play(
         "site", "--check", env={"DOCKER_HOST": f"unix://{tmp_path}/no-engine.sock"}, **variables
@@ -199,7 +193,7 @@ def test_the_model_loads_in_plain_keras(lab: Played) -> None:
     assert accuracy == pytest.approx(wanted, abs=2e-4)
 
 
-def test_a_second_run_changes_nothing(lab: Played, play: Play, variables: dict[str, Any]) -> None:
+def test_a_second_run_changes_nothing(lab: Played, variables: dict[str, Any]) -> None:
     played = play("site", **variables)
     assert played.changed == 0
     assert "has trained before (test-first)" in played.output
@@ -213,7 +207,7 @@ def _secrets() -> dict[str, str]:
 
 
 def test_keys_are_new_after_a_rotation_and_no_secret_is_shown(
-    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient
+    lab: Played, variables: dict[str, Any], engine: docker.DockerClient
 ) -> None:
     before = _secrets()
     output = play("rotate", "--diff", "-v", **variables).output
@@ -277,7 +271,7 @@ def test_a_stranger_gets_nowhere(
     assert sum(node["status"] == "online" for node in nodes) == 4
 
 
-def test_status_is_a_table(lab: Played, play: Play, inventory: dict[str, dict[str, Any]]) -> None:
+def test_status_is_a_table(lab: Played, inventory: dict[str, dict[str, Any]]) -> None:
     output = play("status").output
     rounds = _status()["rounds"]
     assert f"test-rotated: completed, round {rounds} of {rounds}" in output
@@ -303,7 +297,6 @@ def _lab(engine: docker.DockerClient) -> dict[str, Any]:
 
 def test_what_is_broken_off_anywhere_ends_the_same(
     lab: Played,
-    play: Play,
     variables: dict[str, Any],
     engine: docker.DockerClient,
     inventory: dict[str, dict[str, Any]],
@@ -327,38 +320,6 @@ def test_what_is_broken_off_anywhere_ends_the_same(
     assert (RESULTS / "test-broken-off/report.html").exists()
     assert play("site", **variables).changed == 0
     assert _lab(engine) == before
-
-
-def _add_device(tmp_path: Path) -> Path:
-    """inventory/local with one device more and one less."""
-    inventory = tmp_path / "local"
-    subprocess.run(["cp", "-rL", str(ROOT / "inventory/local"), str(inventory)], check=True)
-    hosts = yaml.safe_load((inventory / "hosts.yml").read_text())
-    classes = hosts["devices"]["children"]
-    group, other = sorted(classes)[:2]
-    classes[group]["hosts"]["newcomer"] = None
-    gone = next(iter(classes[other]["hosts"]))
-    del classes[other]["hosts"][gone]
-    (inventory / "hosts.yml").write_text(yaml.safe_dump(hosts))
-    (tmp_path / "gone").write_text(gone)
-    return inventory
-
-
-def test_a_device_comes_and_one_goes(
-    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient, tmp_path: Path
-) -> None:
-    inventory = _add_device(tmp_path)
-    gone = (tmp_path / "gone").read_text()
-    play("site", inventory=inventory, **variables)
-    names = {c.name for c in engine.containers.list(filters={"label": "flowerbed.part=device"})}
-    assert "flowerbed-device-newcomer" in names
-    assert f"flowerbed-device-{gone}" not in names
-    assert not (HOME / "shards/devices" / gone).exists()
-    played = play("site", **variables)
-    names = {c.name for c in engine.containers.list(filters={"label": "flowerbed.part=device"})}
-    assert f"flowerbed-device-{gone}" in names
-    assert "flowerbed-device-newcomer" not in names
-    assert played.changed > 0
 
 
 def _status() -> dict[str, Any]:
@@ -410,7 +371,6 @@ def _beside(disturb: Callable[[], None]) -> Iterator[None]:
 
 def test_a_run_survives_its_faults(
     lab: Played,
-    play: Play,
     variables: dict[str, Any],
     engine: docker.DockerClient,
     inventory: dict[str, dict[str, Any]],
@@ -474,7 +434,7 @@ def test_a_run_survives_its_faults(
 
 
 def test_faults_that_cannot_be_are_refused_before_the_run(
-    lab: Played, play: Play, variables: dict[str, Any]
+    lab: Played, variables: dict[str, Any]
 ) -> None:
     faults = [{"at_round": 1, "do": "kill", "device": "laptop-2"}]
     played = play("train", ok=False, training_faults=faults, **variables)
@@ -484,7 +444,6 @@ def test_faults_that_cannot_be_are_refused_before_the_run(
 
 def test_a_paused_device_is_alerted_and_counted(
     lab: Played,
-    play: Play,
     variables: dict[str, Any],
     engine: docker.DockerClient,
     inventory: dict[str, dict[str, Any]],
@@ -525,7 +484,6 @@ def test_a_paused_device_is_alerted_and_counted(
 
 def test_a_stuck_device_holds_no_paced_round_up(
     lab: Played,
-    play: Play,
     variables: dict[str, Any],
     engine: docker.DockerClient,
     inventory: dict[str, dict[str, Any]],
@@ -586,7 +544,7 @@ def test_every_query_of_every_dashboard_returns_data(lab: Played) -> None:
 
 
 def test_prometheus_keeps_its_data(
-    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient
+    lab: Played, variables: dict[str, Any], engine: docker.DockerClient
 ) -> None:
     oldest = "min_over_time(timestamp(flowerbed_round)[1h:15s])"
     before = float(query(oldest)[0]["value"][1])
@@ -597,7 +555,7 @@ def test_prometheus_keeps_its_data(
 
 
 def test_a_new_target_needs_no_restart(
-    lab: Played, play: Play, variables: dict[str, Any], engine: docker.DockerClient
+    lab: Played, variables: dict[str, Any], engine: docker.DockerClient
 ) -> None:
     def started() -> str:
         return str(engine.containers.get("flowerbed-prometheus").attrs["State"]["StartedAt"])
@@ -618,7 +576,7 @@ def test_a_new_target_needs_no_restart(
 
 
 def test_watching_shows_what_devices_do(
-    lab: Played, play: Play, variables: dict[str, Any], inventory: dict[str, dict[str, Any]]
+    lab: Played, variables: dict[str, Any], inventory: dict[str, dict[str, Any]]
 ) -> None:
     """On a terminal a table that is written over, while another terminal's run goes on."""
     more = {"training_run": "test-watched", "training_rounds": 2}
@@ -668,7 +626,7 @@ def test_classes_are_as_fast_as_the_catalogue_says(
     assert correlation == 1.0, measured
 
 
-def test_runs_are_compared_and_unknown_ones_refused(lab: Played, play: Play) -> None:
+def test_runs_are_compared_and_unknown_ones_refused(lab: Played) -> None:
     play("report", runs="test-first,test-watched")
     assert (RESULTS / "test-first-test-watched.html").exists()
     played = play("report", runs="test-first,nope", ok=False)
@@ -681,9 +639,7 @@ def _logs(run: str) -> dict[str, str]:
     return {path.stem: path.read_text() for path in (RESULTS / run / "logs/local").glob("*.log")}
 
 
-def test_logs_of_every_container_are_collected(
-    lab: Played, play: Play, engine: docker.DockerClient
-) -> None:
+def test_logs_of_every_container_are_collected(lab: Played, engine: docker.DockerClient) -> None:
     play("logs")
     logs = _logs("test-watched")
     containers = engine.containers.list(all=True, filters={"label": "flowerbed.part"})
@@ -702,7 +658,6 @@ def test_logs_of_every_container_are_collected(
 
 def test_missing_devices_are_named(
     lab: Played,
-    play: Play,
     variables: dict[str, Any],
     engine: docker.DockerClient,
     inventory: dict[str, dict[str, Any]],
@@ -723,7 +678,7 @@ def test_missing_devices_are_named(
 
 
 def test_teardown_leaves_the_data_and_purge_nothing(
-    lab: Played, play: Play, engine: docker.DockerClient
+    lab: Played, engine: docker.DockerClient
 ) -> None:
     stranger = engine.containers.run(
         run_yml("test-first")["lab"]["images"]["prometheus"],

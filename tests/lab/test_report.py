@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from browser import chromium, opened
-from conftest import RESULTS, Played
+from conftest import RESULTS
+from labs import Played
 from playwright.sync_api import Browser
 
 REPORT = RESULTS / "test-first/report.html"

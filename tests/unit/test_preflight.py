@@ -314,7 +314,7 @@ def test_the_local_inventory_is_good(tmp_path: Path) -> None:
         played.assert_nothing_changed()
 
 
-@pytest.mark.parametrize("inventory", ["inventory/lab", "molecule/lab/inventory"])
+@pytest.mark.parametrize("inventory", ["inventory/lab", "molecule/default/inventory"])
 def test_the_inventories_of_many_machines_are_good(inventory: str) -> None:
     """Whatever is wrong with this machine in the place of all of theirs."""
     here = HERE | {"ansible_become": False}

@@ -1,4 +1,4 @@
-"""What the unit tests have in common: where things are and how they are read."""
+"""What the tests have in common: where things are and how they are read."""
 
 import importlib.util
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def program(name: str) -> str:

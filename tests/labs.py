@@ -1,0 +1,109 @@
+"""What the tests of labs have in common: playbooks run as a user runs them, containers, secrets."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repository import ROOT, program
+
+DATA = Path(os.environ.get("FLOWERBED_TEST_DATA", ROOT.parent / "shared" / "data" / "cifar10"))
+AS_A_USER_SEES_IT = {"ANSIBLE_FORCE_COLOR": "false", "ANSIBLE_VERBOSITY": "0"}
+"""Whatever Molecule, which may run the tests, wants of its own playbooks."""
+
+
+@dataclass
+class Played:
+    """What a playbook printed and how it ended."""
+
+    output: str
+    code: int
+
+    @property
+    def changed(self) -> int:
+        """Changed tasks over all hosts, from the recap."""
+        counts = re.findall(r"^\S+\s+: ok=\d+\s+changed=(\d+)", self.output, re.MULTILINE)
+        assert counts, self.output[-2000:]
+        return sum(map(int, counts))
+
+
+def play(
+    playbook: str,
+    *arguments: str,
+    inventory: Path = ROOT / "inventory/local",
+    ok: bool = True,
+    env: dict[str, str] | None = None,
+    until: str = "",
+    **variables: Any,
+) -> Played:
+    """Run a playbook; its output goes to the terminal as it comes.
+
+    With `until`, kill it with all that it has started, a second after it has said so.
+    """
+    command = [program("ansible-playbook"), f"playbooks/{playbook}.yml", "-i", str(inventory)]
+    command += ["-e", json.dumps(variables), *arguments]
+    print(f"\n$ {' '.join(command)}", flush=True)
+    lines = []
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | AS_A_USER_SEES_IT | (env or {}),
+        start_new_session=True,
+    ) as process:
+        assert process.stdout
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+            if until and until in line:
+                time.sleep(1)
+                os.killpg(process.pid, signal.SIGKILL)
+    played = Played("".join(lines), process.returncode)
+    if until:
+        assert played.code == -signal.SIGKILL, f"{playbook} has not come to '{until}'"
+    else:
+        assert played.code == 0 or not ok, f"{playbook} failed: see the output above"
+    return played
+
+
+def assert_no_more_rights_than_needed(container: dict[str, Any]) -> None:
+    """Of a container that stays, as the engine describes it."""
+    name = container["Name"].removeprefix("/")
+    host, config = container["HostConfig"], container["Config"]
+    assert not host["Privileged"], name
+    assert host["CapDrop"] == ["ALL"], name
+    assert not host["CapAdd"], name
+    assert host["ReadonlyRootfs"], name
+    assert any(option.startswith("no-new-privileges") for option in host["SecurityOpt"]), name
+    assert host["PidsLimit"], name
+    assert host["LogConfig"]["Config"]["max-size"], name
+    assert host["RestartPolicy"]["Name"] == "unless-stopped", name
+    assert config["Healthcheck"], name
+    if name != "flowerbed-cadvisor":  # reads every cgroup, and holds no capability
+        assert config["User"] not in ("", "0", "root"), name
+        assert not any("docker.sock" in bind for bind in host["Binds"] or []), name
+
+
+def published(container: dict[str, Any]) -> set[tuple[str, str]]:
+    """Address and port of all that a container publishes."""
+    return {
+        (binding["HostIp"], binding["HostPort"])
+        for bindings in (container["HostConfig"]["PortBindings"] or {}).values()
+        for binding in bindings
+    }
+
+
+def secret_in(text: str) -> str:
+    """The line of a secret's file that no other key has and that is not public."""
+    lines = text.splitlines()
+    if len(lines) == 1:
+        return lines[0]
+    # OpenSSH writes the public half first and padding last, OpenSSL the private half first.
+    return lines[-3] if "OPENSSH" in lines[0] else lines[1]
