@@ -32,7 +32,7 @@ from measure import (
 )
 
 INVENTORY = HERE / "unequal"
-DEVICES = ("board-1", "board-2", "laptop-1", "old-phone-1", "phone-1", "phone-2")
+DEVICES = ("phone-1", "phone-2", "pi3-1", "pi4-1", "pi4-2", "pi5-1")
 KINDS = ("disconnect", "fill_memory", "kill", "pause", "restart_superlink", "slow")
 """All but restart_docker, which needs a second machine: on the only one it would end the run."""
 LAB = {"training_examples": 3000, "device_availability": 0.9}

@@ -83,10 +83,10 @@ WAYS = {
     "tifl": Way("TiFL", 2, {"training_strategy": "tifl"}),
     "oort": Way("Oort", 2, {"training_strategy": "oort"}),
     "fedbuff": Way("FedBuff", 4, {"training_strategy": "fedbuff"}),
-    "paced": Way("paced", 1.5, **_paced()),
+    "paced": Way("paced", 1.6, **_paced()),
     "dropout": Way(
         "paced, a third of the devices missing in each round",
-        1.5,
+        1.6,
         **_paced(device_availability=0.67),
     ),
 }
