@@ -60,12 +60,9 @@ class Way:
     devices: dict[str, Any] = field(default_factory=dict)
 
 
-def _paced(**devices: Any) -> dict[str, Any]:
-    parameters = {"box": BOX, "grace": GRACE}
-    return {
-        "run": {"training_strategy": "paced", "training_strategy_parameters": parameters},
-        "devices": devices,
-    }
+def _paced(**parameters: Any) -> dict[str, Any]:
+    parameters = {"box": BOX, "grace": GRACE} | parameters
+    return {"training_strategy": "paced", "training_strategy_parameters": parameters}
 
 
 WAYS = {
@@ -83,11 +80,13 @@ WAYS = {
     "tifl": Way("TiFL", 2, {"training_strategy": "tifl"}),
     "oort": Way("Oort", 2, {"training_strategy": "oort"}),
     "fedbuff": Way("FedBuff", 4, {"training_strategy": "fedbuff"}),
-    "paced": Way("paced", 1.6, **_paced()),
+    "paced": Way("paced", 1.6, _paced()),
+    "alike": Way("paced, not normalised, as all hold alike data", 1.6, _paced(normalise=False)),
     "dropout": Way(
         "paced, a third of the devices missing in each round",
         1.6,
-        **_paced(device_availability=0.67),
+        _paced(),
+        {"device_availability": 0.67},
     ),
 }
 

@@ -55,8 +55,14 @@ def _reply(
     )
 
 
-def _play(name: str, values: list[float], examples: list[int]) -> np.ndarray:
-    strategy = make_strategy(name, PARAMETERS.get(name, {}))
+def _play(
+    name: str,
+    values: list[float],
+    examples: list[int],
+    steps: tuple[float, ...] = (5.0, 5.0, 5.0),
+    **parameters: Any,
+) -> np.ndarray:
+    strategy = make_strategy(name, PARAMETERS.get(name, {}) | parameters)
     start = ArrayRecord({"weights": Array(np.zeros(4, np.float32))})
     if isinstance(strategy, Pacing):
         strategy.begin(np.ones(4, np.bool_), seed=1)
@@ -66,10 +72,10 @@ def _play(name: str, values: list[float], examples: list[int]) -> np.ndarray:
     asked = {m.metadata.dst_node_id for m in messages}
     assert asked <= {1, 2, 3} if name in ("oort", "tifl") else asked == {1, 2, 3}
     replies = []
-    for message, value, count in zip(messages, values, examples, strict=False):
+    for message, value, count, taken in zip(messages, values, examples, steps, strict=False):
         message.metadata.__dict__["_message_id"] = "x"
         message.metadata.group_id = "1"
-        metrics = {"num-examples": count, "train-loss": 1.0, "effective-steps": 5.0}
+        metrics = {"num-examples": count, "train-loss": 1.0, "effective-steps": taken}
         content = RecordDict(
             {
                 "arrays": ArrayRecord({"weights": Array(np.full(4, value, np.float32))}),
@@ -135,6 +141,16 @@ def test_equal_steps_make_fedavg_of_it(rng: np.random.Generator) -> None:
     examples, everywhere = np.array([10, 20, 70]), np.ones(6, np.bool_)
     result = normalised_mean(start, models, examples, np.full(3, 9), everywhere)
     np.testing.assert_allclose(result, np.average(models, axis=0, weights=examples))
+
+
+@pytest.mark.parametrize(("normalise", "expected"), [(True, 7 / 3), (False, 2.5)])
+def test_the_correction_is_left_out_if_asked(normalise: bool, expected: float) -> None:
+    """Half of the examples in 6 steps to 4, half in 2 steps each to 1.
+
+    A half of 4/6 and of 1/2 a step, times 4 effective steps: 7/12 * 4 = 7/3.
+    """
+    result = _play("paced", [4.0, 1.0, 1.0], [200, 100, 100], (6, 2, 2), normalise=normalise)
+    np.testing.assert_allclose(result, expected)
 
 
 def test_variances_stay_positive(rng: np.random.Generator) -> None:

@@ -46,13 +46,16 @@ class Paced(Selective):
 
     A device trains until the box ends, less or more than its local epochs, and its answer is
     awaited for a grace time beyond. Models are averaged by examples seen, corrected for unequal
-    local steps: FedNova (Wang et al. 2020, https://arxiv.org/abs/2007.07481).
+    local steps: FedNova (Wang et al. 2020, https://arxiv.org/abs/2007.07481). The correction keeps
+    fast devices' data from counting more than by the examples seen, and pays for it with the noise
+    of few steps that it scales up. Where all hold alike data there is nothing to correct.
 
     Args:
         box: seconds of a round for each device, from message to answer; 0: chosen each round so
             that `share` of the devices can finish an epoch of their shard.
         share: above 0 and up to 1.
         grace: seconds beyond the box after which a round is closed without those who are missing.
+        normalise: whether models are corrected for unequal steps.
         proximal_mu: weight of FedProx's term (Li et al. 2020, https://arxiv.org/abs/1812.06127).
 
     Raises:
@@ -60,7 +63,13 @@ class Paced(Selective):
     """
 
     def __init__(
-        self, box: float = 0.0, share: float = 0.5, grace: float = 10.0, proximal_mu: float = 0.0
+        self,
+        box: float = 0.0,
+        share: float = 0.5,
+        grace: float = 10.0,
+        proximal_mu: float = 0.0,
+        *,
+        normalise: bool = True,
     ) -> None:
         for name, value in (("box", box), ("grace", grace), ("proximal_mu", proximal_mu)):
             if value < 0:
@@ -69,6 +78,7 @@ class Paced(Selective):
             raise ValueError(f"share = {share}: write a number above 0 and up to 1")
         super().__init__()
         self.box, self.share, self.grace, self.proximal_mu = box, share, grace, proximal_mu
+        self.normalise = normalise
         self._now = box
         self._start: NDArray[np.float32] = np.zeros(0, np.float32)
 
@@ -98,15 +108,16 @@ class Paced(Selective):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord]:
-        """See `normalised_mean`."""
+        """See `normalised_mean`; with equal steps it is FedAvg's."""
         del server_round
         replies = list(replies)
+        steps = metric_of(replies, "effective-steps")
         return aggregated(
             normalised_mean(
                 self._start,
                 models_of(replies),
                 metric_of(replies, "num-examples"),
-                metric_of(replies, "effective-steps"),
+                steps if self.normalise else np.ones_like(steps),
                 self.trainable,
             )
         )
