@@ -26,7 +26,7 @@ def _label(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y)
     axes.set_ylim(bottom=0)
     axes.spines["right"].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1))  # beside no line
 
 
 def bars(name: str, values: Mapping[str, Sequence[float]], label: str) -> None:

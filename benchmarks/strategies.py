@@ -81,9 +81,9 @@ WAYS = {
     "oort": Way("Oort", 2, {"training_strategy": "oort"}),
     "fedbuff": Way("FedBuff", 4, {"training_strategy": "fedbuff"}),
     "paced": Way("paced", 1.6, _paced()),
-    "alike": Way("paced, not normalised, as all hold alike data", 1.6, _paced(normalise=False)),
+    "alike": Way("paced, not normalised: all hold alike data", 1.6, _paced(normalise=False)),
     "dropout": Way(
-        "paced, a third of the devices missing in each round",
+        "paced, a third missing: other devices in each round",
         1.6,
         _paced(),
         {"device_availability": 0.67},
