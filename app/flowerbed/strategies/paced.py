@@ -55,8 +55,8 @@ class Paced(Selective):
             that `share` of the devices can finish an epoch of their shard.
         share: above 0 and up to 1.
         grace: seconds beyond the box after which a round is closed without those who are missing.
-        normalise: whether models are corrected for unequal steps.
         proximal_mu: weight of FedProx's term (Li et al. 2020, https://arxiv.org/abs/1812.06127).
+        normalise: whether models are corrected for unequal steps.
 
     Raises:
         ValueError: a parameter is out of its range.
