@@ -324,11 +324,11 @@ def round_seconds(told: Iterable[dict[str, Any]]) -> list[float]:
 
 def surroundings(engine: docker.DockerClient) -> dict[str, str]:
     """Machine and versions, for every row."""
-    model = "unknown processor"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    # Two generations of a processor may have one name.
+    family, model = told.get("cpu family", "?"), told.get("model", "?")
+    processor = f"{told.get('model name', 'unknown processor')} (family {family}, model {model})"
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         cwd=ROOT,
@@ -337,7 +337,7 @@ def surroundings(engine: docker.DockerClient) -> dict[str, str]:
         text=True,
     ).stdout.strip()
     return {
-        "machine": f"{os.cpu_count()} x {model}, Linux {platform.release()}",
+        "machine": f"{os.cpu_count()} x {processor}, Linux {platform.release()}",
         "engine": str(engine.version()["Version"]),
         "commit": commit,
     }
