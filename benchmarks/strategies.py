@@ -77,7 +77,7 @@ WAYS = {
         {"device_optimizer": "adam", "device_learning_rate": 0.001},
     ),
     BASE: Way("FedAvg", 1, {}),
-    "tifl": Way("TiFL", 2, {"training_strategy": "tifl"}),
+    "tifl": Way("TiFL", 1.2, {"training_strategy": "tifl"}),
     "oort": Way("Oort", 2, {"training_strategy": "oort"}),
     "fedbuff": Way("FedBuff", 4, {"training_strategy": "fedbuff"}),
     "paced": Way("paced", 1.6, _paced()),
