@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,38 @@ def secret_in(text: str) -> str:
         return lines[0]
     # OpenSSH writes the public half first and padding last, OpenSSL the private half first.
     return lines[-3] if "OPENSSH" in lines[0] else lines[1]
+
+
+ANSWERS = """
+import http.client, json, socket, ssl, sys
+context = ssl.create_default_context(cafile="/ca.crt")
+told = {}
+for path in sys.argv[1:]:
+    link = http.client.HTTPSConnection("flowerbed-superlink", 9092, timeout=10, context=context)
+    link.request("POST", path, b"", {"Content-Type": "application/x-protobuf"})
+    told[path] = link.getresponse().status
+try:
+    told["superlink"] = socket.gethostbyname("superlink")
+except OSError:
+    told["superlink"] = ""
+print(json.dumps(told))
+"""
+"""Asks the SuperLink as a device that shows no key; and for the address of the SuperLink itself."""
+
+
+def assert_a_device_reaches_the_fleet_api_alone(run: Callable[[list[str]], str]) -> None:
+    """Of the three APIs that the SuperLink has on one port.
+
+    Args:
+        run: runs a command in a device's container and returns what it prints.
+    """
+    denied = [
+        *("/v1/control/list-nodes", "/v1/control/register-node", "/v1/control/start-run"),
+        *("/v1/runtime/get-nodes", "/health", "/", "/v1/fleet/", "//v1/control/list-nodes"),
+        *("/v1/fleet/../control/list-nodes", "/v1/fleet/%2e%2e/control/list-nodes"),
+        *("/v1/fleet/pull-messages/../../control/list-nodes", "/V1/FLEET/pull-messages"),
+    ]
+    told = json.loads(run(["python", "-c", ANSWERS, "/v1/fleet/pull-messages", *denied]))
+    assert told.pop("superlink") == ""
+    assert told.pop("/v1/fleet/pull-messages") == 401
+    assert told == dict.fromkeys(denied, 403)

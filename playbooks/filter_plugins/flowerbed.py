@@ -59,7 +59,6 @@ def given_to(
     machine: str,
     hostvars: Mapping[str, Any],
     *,
-    port: int,
     batches: Mapping[str, int],
     recipe: list[str],
 ) -> dict[str, dict[str, Any]]:
@@ -69,7 +68,6 @@ def given_to(
         devices: those that live there.
         machine: its name. What has been found on it is among its variables.
         hostvars: the variables of all hosts.
-        port: where the SuperLink listens.
         batches: examples a training step of each device.
         recipe: what the role makes of it, as text.
 
@@ -84,7 +82,6 @@ def given_to(
         shard = here["device_shards"].get(device, {})
         values = {
             "image": here["images_references"].get("application", ""),
-            "superlink": f"flowerbed-superlink:{port}",
             "quota": quota_of(device, hostvars),
             "batch": batches[device],
             "share": shard.get("fraction", 1.0),

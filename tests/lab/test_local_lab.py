@@ -29,7 +29,15 @@ from conftest import (
 )
 from dashboards import DASHBOARDS, Query, queries
 from dashboards import variables as variables_of
-from labs import DATA, Played, assert_no_more_rights_than_needed, play, published, secret_in
+from labs import (
+    DATA,
+    Played,
+    assert_a_device_reaches_the_fleet_api_alone,
+    assert_no_more_rights_than_needed,
+    play,
+    published,
+    secret_in,
+)
 from repository import ROOT
 
 BYTES = {"m": 2**20, "g": 2**30}
@@ -269,6 +277,27 @@ def test_a_stranger_gets_nowhere(
     assert isinstance(listed.output, bytes)
     nodes = json.loads(listed.output)["nodes"]
     assert sum(node["status"] == "online" for node in nodes) == 4
+
+
+def test_a_device_can_start_no_run(lab: Played, engine: docker.DockerClient) -> None:
+    """It meets the SuperLink at the gate, which is the only one in both networks."""
+    of_control = ["flowerbed-gate", "flowerbed-serverapp", "flowerbed-superlink"]
+    for network, wanted in (("flowerbed-control", of_control), ("flowerbed", ["flowerbed-gate"])):
+        members = engine.networks.get(network).attrs["Containers"].values()
+        here = {member["Name"] for member in members}
+        assert sorted(here & {*of_control}) == wanted
+    device = engine.containers.list(filters={"label": "flowerbed.part=device"})[0]
+
+    def run(command: list[str]) -> str:
+        code, output = device.exec_run(command)
+        assert code == 0, output
+        return str(output.decode())
+
+    assert_a_device_reaches_the_fleet_api_alone(run)
+    superlink = engine.containers.get("flowerbed-superlink").attrs["NetworkSettings"]["Networks"]
+    address = superlink["flowerbed-control"]["IPAddress"]
+    connect = f"import socket; socket.create_connection(({address!r}, 9092), 3)"
+    assert device.exec_run(["python", "-c", connect])[0] != 0
 
 
 def test_status_is_a_table(lab: Played, inventory: dict[str, dict[str, Any]]) -> None:

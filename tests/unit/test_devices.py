@@ -22,11 +22,9 @@ def _lab() -> dict[str, dict[str, Any]]:
 
 
 def _given(
-    hostvars: dict[str, dict[str, Any]], port: int = 9092, batch: int = 32, recipe: str = "one"
+    hostvars: dict[str, dict[str, Any]], batch: int = 32, recipe: str = "one"
 ) -> dict[str, Any]:
-    told = playbooks.given_to(
-        ["pi"], "board", hostvars, port=port, batches={"pi": batch}, recipe=[recipe]
-    )
+    told = playbooks.given_to(["pi"], "board", hostvars, batches={"pi": batch}, recipe=[recipe])
     assert told.keys() == {"pi"}
     given: dict[str, Any] = told["pi"]
     return given
@@ -36,7 +34,6 @@ def test_a_device_is_given_what_was_found_on_its_machine() -> None:
     given = _given(_lab())
     assert given | {"definition": ""} == {
         "image": "flowerbed/application:1",
-        "superlink": "flowerbed-superlink:9092",
         "quota": 0.5,
         "batch": 32,
         "share": 0.5,

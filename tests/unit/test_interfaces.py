@@ -181,10 +181,3 @@ def test_prometheus_scrapes_every_target_of_every_job() -> None:
         for address in group["targets"]
     ]
     assert scraped == [{"labels": {}} | target for target in targets]
-
-
-def test_flwr_is_told_where_the_superlink_is() -> None:
-    rendered = tomllib.loads(_render("superlink/templates/config.toml.j2", superlink_port=1234))[
-        "superlink"
-    ]
-    assert rendered[rendered["default"]]["address"] == "127.0.0.1:1234"

@@ -6,7 +6,13 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from labs import assert_no_more_rights_than_needed, play, published, secret_in
+from labs import (
+    assert_a_device_reaches_the_fleet_api_alone,
+    assert_no_more_rights_than_needed,
+    play,
+    published,
+    secret_in,
+)
 from ssh_lab import EPHEMERAL, INVENTORY, RUN, asked, containers, devices, rows, run_yml
 from testinfra.host import Host
 
@@ -139,6 +145,17 @@ def test_a_gate_lets_in_whom_it_should(
     command = "python3 -c %s %s %s %s"
     told = machines[origin].check_output(command, LET_IN, *gate.split(), certificate)
     assert told == answer
+
+
+@pytest.mark.parametrize("name", ["server", "desk"])
+def test_a_device_can_start_no_run(machines: dict[str, Host], name: str) -> None:
+    """Neither on the coordinator nor on another machine."""
+    here = next(each for each in containers(machines[name]) if each.startswith("flowerbed-device-"))
+
+    def run(command: list[str]) -> str:
+        return machines[name].check_output("docker exec %s " + "%s " * len(command), here, *command)
+
+    assert_a_device_reaches_the_fleet_api_alone(run)
 
 
 def test_nothing_but_gates_is_published(machines: dict[str, Host]) -> None:
