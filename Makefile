@@ -4,7 +4,7 @@ PYTHON    ?= python3
 VENV      ?= .venv
 INVENTORY ?= inventory/local
 ARGS      ?=
-SCENARIO  ?= docker default
+SCENARIO  ?= docker vm default
 
 bin  = $(abspath $(VENV))/bin
 play = $(bin)/ansible-playbook -i $(INVENTORY) $(ARGS)

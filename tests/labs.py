@@ -141,5 +141,5 @@ def assert_a_device_reaches_the_fleet_api_alone(run: Callable[[list[str]], str])
     ]
     told = json.loads(run(["python", "-c", ANSWERS, "/v1/fleet/pull-messages", *denied]))
     assert told.pop("superlink") == ""
-    assert told.pop("/v1/fleet/pull-messages") == 401
+    assert told.pop("/v1/fleet/pull-messages") in (400, 401, 415)
     assert told == dict.fromkeys(denied, 403)
