@@ -86,7 +86,7 @@ def test_containers_have_no_more_rights_than_they_need(
     lab: Played, engine: docker.DockerClient
 ) -> None:
     containers = engine.containers.list(filters={"label": "flowerbed.part"})
-    assert len(containers) == 4 + 5
+    assert len(containers) == 4 + 6
     for container in containers:
         assert_no_more_rights_than_needed(container.attrs)
         assert {address for address, _ in published(container.attrs)} <= {"127.0.0.1"}
