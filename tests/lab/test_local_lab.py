@@ -291,7 +291,8 @@ def test_a_device_can_start_no_run(lab: Played, engine: docker.DockerClient) -> 
     def run(command: list[str]) -> str:
         code, output = device.exec_run(command)
         assert code == 0, output
-        return str(output.decode())
+        assert isinstance(output, bytes)
+        return output.decode()
 
     assert_a_device_reaches_the_fleet_api_alone(run)
     superlink = engine.containers.get("flowerbed-superlink").attrs["NetworkSettings"]["Networks"]
