@@ -59,10 +59,10 @@ def test_whatever_it_is_made_of_makes_it_anew(host: str, variable: str, value: A
     assert _given(changed)["definition"] != _given(_lab())["definition"]
 
 
-def test_so_do_batch_port_and_what_the_role_makes_of_it() -> None:
-    others = ({"batch": 16}, {"port": 9093}, {"recipe": "two"})
+def test_so_do_batch_and_what_the_role_makes_of_it() -> None:
+    others = ({"batch": 16}, {"recipe": "two"})
     definitions = {_given(_lab(), **other)["definition"] for other in ({}, *others)}
-    assert len(definitions) == 4
+    assert len(definitions) == 3
 
 
 def test_a_network_does_not() -> None:

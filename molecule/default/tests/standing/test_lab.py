@@ -153,7 +153,8 @@ def test_a_device_can_start_no_run(machines: dict[str, Host], name: str) -> None
     here = next(each for each in containers(machines[name]) if each.startswith("flowerbed-device-"))
 
     def run(command: list[str]) -> str:
-        return machines[name].check_output("docker exec %s " + "%s " * len(command), here, *command)
+        line = "docker exec %s " + "%s " * len(command)
+        return str(machines[name].check_output(line, here, *command))
 
     assert_a_device_reaches_the_fleet_api_alone(run)
 
