@@ -188,7 +188,7 @@ def test_a_bundle_installs_a_lab_that_reaches_nothing(
     played = play("site", inventory=alone, **more)
     assert not re.search(r"TASK \[images : (Build|Pull: |Make a D|Bring the code)", played.output)
     assert run_yml("test-archive")["lab"]["images"] == {
-        name: images[name]["reference"] for name in images if name not in ("dependencies", "gate")
+        name: images[name]["reference"] for name in images if name != "dependencies"
     }
     outcomes = {row["device"]: row["outcome"] for row in rows("test-archive", "devices.csv")}
     assert outcomes == {"laptop-2": "completed", "phone-1": "completed"}
