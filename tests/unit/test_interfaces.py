@@ -181,3 +181,10 @@ def test_prometheus_scrapes_every_target_of_every_job() -> None:
         for address in group["targets"]
     ]
     assert scraped == [{"labels": {}} | target for target in targets]
+
+
+def test_flwr_is_told_where_the_superlink_is() -> None:
+    told = tomllib.loads((ROOT / "roles/superlink/files/config.toml").read_text())["superlink"]
+    assert told[told["default"]]["address"] == "127.0.0.1:9092"
+    parts = read_yaml(ROOT / "roles/superlink/vars/main.yml")["__superlink_parts"]
+    assert "--port=9092" in next(p["command"] for p in parts if p["part"] == "superlink")
