@@ -314,8 +314,18 @@ def test_the_local_inventory_is_good(tmp_path: Path) -> None:
         played.assert_nothing_changed()
 
 
-@pytest.mark.parametrize("inventory", ["inventory/lab", "molecule/default/inventory"])
-def test_the_inventories_of_many_machines_are_good(inventory: str) -> None:
+@pytest.mark.parametrize(
+    "inventory",
+    [
+        "inventory/lab",
+        "molecule/default/inventory",
+        "molecule/scale/inventory",
+        "molecule/vm/inventory",
+        "benchmarks/inventory",
+        "benchmarks/unequal",
+    ],
+)
+def test_the_other_inventories_are_good(inventory: str) -> None:
     """Whatever is wrong with this machine in the place of all of theirs."""
     here = HERE | {"ansible_become": False}
     played = play(ROOT / inventory, "-e", json.dumps(here))
