@@ -2,9 +2,9 @@
 
     python benchmarks/strategies.py [--ways paced fedbuff] [--seeds 42 43 44] [--rounds 6]
 
-With each seed, FedAvg runs for some rounds and every other way for about as long. Ways and seeds
-that are not named keep the rows that they have. results/strategies.csv has a row for each way, seed
-and round, with the seconds since the run began.
+With each seed the data are dealt anew, FedAvg runs for some rounds and every other way for about as
+long. Ways and seeds that are not named keep the rows that they have. results/strategies.csv has a
+row for each way, seed and round, with the seconds since the run began.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import docker
@@ -39,6 +40,10 @@ INVENTORY = HERE / "unequal"
 BOX, GRACE = 16.0, 5.0  # seconds; somewhat more than half of FedAvg's round
 DATA = {"training_examples": 36000}
 BASE = "fedavg"
+UNLIKE = {
+    "training_partitioner": "dirichlet",
+    "training_partitioner_parameters": {"alpha": 0.3},
+}
 _BUSY = ("receive", "queue", "evaluate", "train", "send")
 _CHANCE = 0.1
 
@@ -51,13 +56,15 @@ class Way:
         title: in tables and pictures.
         pace: its rounds in the time of one of FedAvg's, about.
         run: its run configuration.
-        devices: what devices have, where it is not what the inventory says.
+        lab: of devices and data, where it is not what the inventory says.
+        base: the way that it is held against.
     """
 
     title: str
     pace: float
     run: dict[str, Any]
-    devices: dict[str, Any] = field(default_factory=dict)
+    lab: dict[str, Any] = field(default_factory=dict)
+    base: str = BASE
 
 
 def _paced(**parameters: Any) -> dict[str, Any]:
@@ -81,12 +88,17 @@ WAYS = {
     "oort": Way("Oort", 2, {"training_strategy": "oort"}),
     "fedbuff": Way("FedBuff", 4, {"training_strategy": "fedbuff"}),
     "paced": Way("paced", 1.6, _paced()),
-    "alike": Way("paced, not normalised: all hold alike data", 1.6, _paced(normalise=False)),
+    "plain": Way("paced, not normalised", 1.6, _paced(normalise=False)),
     "dropout": Way(
         "paced, a third missing: other devices in each round",
         1.6,
         _paced(),
         {"device_availability": 0.67},
+    ),
+    "fedavg-unlike": Way("unlike data: FedAvg", 1, {}, UNLIKE, "fedavg-unlike"),
+    "paced-unlike": Way("unlike data: paced", 1.6, _paced(), UNLIKE, "fedavg-unlike"),
+    "plain-unlike": Way(
+        "unlike data: paced, not normalised", 1.6, _paced(normalise=False), UNLIKE, "fedavg-unlike"
     ),
 }
 
@@ -99,13 +111,26 @@ def waiting(directory: Path) -> float:
     return waited / (waited + busy)
 
 
-def run(name: str, seed: int, rounds: int) -> Rows:
-    """Train once; a row a round."""
-    directory = train(
-        INVENTORY, training_seed=seed, training_rounds=rounds, **DATA, **WAYS[name].run
+def least(directory: Path) -> float:
+    """Of all devices the least accuracy on their own test images: the mean of the last 3 rounds."""
+    rows = [row for row in read_rows(directory / "devices.csv") if row["accuracy"]]
+    names = {row["device"] for row in rows}
+    return min(
+        fmean([float(row["accuracy"]) for row in rows if row["device"] == name][-3:])
+        for name in names
     )
+
+
+def run(name: str, rounds: int, **lab: Any) -> Rows:
+    """Train once; a row a round."""
+    directory = train(INVENTORY, training_rounds=rounds, **lab, **WAYS[name].run)
+    seed = lab["training_seed"]
     longest = max(float(row["devices_seconds"]) for row in read_rows(directory / "rounds.csv"))
-    told = {"waiting": round(waiting(directory), 3), "longest_round": round(longest, 1)}
+    told = {
+        "waiting": round(waiting(directory), 3),
+        "longest_round": round(longest, 1),
+        "least_device": round(least(directory), 4),
+    }
     rows: Rows = [{"way": name, "seed": seed} | row | told for row in curve(directory)]
     say(f"{name}, seed {seed}: {[(row['seconds'], row['accuracy']) for row in rows]}, {told}")
     return rows
@@ -132,10 +157,11 @@ def main() -> None:
         for seed in arguments.seeds:
             for name in arguments.ways:
                 way = WAYS[name]
-                if way.devices != deployed:
-                    deployed = way.devices
-                    play("playbooks/devices.yml", INVENTORY, **DATA, **deployed)
-                told = run(name, seed, math.ceil(arguments.rounds * way.pace))
+                wanted = DATA | way.lab | {"training_seed": seed}
+                if wanted != deployed:
+                    deployed = wanted
+                    play("playbooks/devices.yml", INVENTORY, **wanted)
+                told = run(name, math.ceil(arguments.rounds * way.pace), **wanted)
                 rows += [row | here for row in told]
                 write_rows("strategies", rows)
     publish("strategies", table())
@@ -145,11 +171,11 @@ def main() -> None:
 def show() -> None:
     """The picture: a line a way, and the spread over the seeds."""
     rows = results("strategies")
-    end = min(_end(rows, seed) for seed in _seeds(rows))
+    end = min(_curve(rows, BASE, seed)[-1][0] for seed in _seeds(rows))
     curves = {}
     for name, way in WAYS.items():
         own = [_curve(rows, name, seed) for seed in _seeds(rows) if _of(rows, name, seed)]
-        if own:
+        if own and way.base == BASE:
             curves[way.title.partition(":")[0]] = own
     picture.ribbons("strategies", curves, end, "seconds", "central accuracy")
 
@@ -158,13 +184,8 @@ def _of(rows: Rows, name: str, seed: int) -> Rows:
     return [row for row in rows if row["way"] == name and int(row["seed"]) == seed]
 
 
-def _seeds(rows: Rows) -> list[int]:
-    return sorted({int(row["seed"]) for row in rows if row["way"] == BASE})
-
-
-def _end(rows: Rows, seed: int) -> float:
-    """Seconds that FedAvg took with a seed."""
-    return float(_of(rows, BASE, seed)[-1]["seconds"])
+def _seeds(rows: Rows, base: str = BASE) -> list[int]:
+    return sorted({int(row["seed"]) for row in rows if row["way"] == base})
 
 
 def _curve(rows: Rows, name: str, seed: int) -> list[tuple[float, float]]:
@@ -191,13 +212,13 @@ def table() -> str:
     rows = results("strategies")
     body = []
     for name, way in WAYS.items():
-        seeds = [seed for seed in _seeds(rows) if _of(rows, name, seed)]
+        seeds = [seed for seed in _seeds(rows, way.base) if _of(rows, name, seed)]
         if not seeds:
             continue
         accuracies, shares, better = [], [], 0
         for seed in seeds:
-            end, own = _end(rows, seed), _curve(rows, name, seed)
-            goal = _curve(rows, BASE, seed)[-1][1]
+            own, base = (_curve(rows, each, seed) for each in (name, way.base))
+            end, goal = base[-1]
             accuracies.append(accuracy_at(own, end))
             shares.append(reached(own, goal) / end)
             better += accuracies[-1] > goal
@@ -207,7 +228,7 @@ def table() -> str:
             [
                 way.title,
                 spread(accuracies, 3),
-                "" if name == BASE else f"{better} of {len(seeds)}",
+                "" if name == way.base else f"{better} of {len(seeds)}",
                 f"not with {missed} of {len(seeds)}" if missed else spread(shares, 2),
                 spread([100 * float(row["waiting"]) for row in last], 0),
                 spread([float(row["longest_round"]) for row in last], 0),
