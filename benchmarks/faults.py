@@ -2,10 +2,10 @@
 
     python benchmarks/faults.py [--rounds 50] [--seed 1]
 
-One run of a model that is trained in no time, on six devices that are each available nine times out
-of ten. Every other round is struck. Afterwards every message must have one row and count once, and
-whatever has gone wrong must have its reason; results/faults.csv has a row a fault, with what became
-of its target.
+A run of each strategy, of a model that is trained in no time, on six devices that are each
+available nine times out of ten. Every other round is struck, the same in each run. Afterwards every
+message must have one row and count once, and whatever has gone wrong must have its reason;
+results/faults.csv has a row a fault and run, with what became of its target.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from typing import Any
 
 import docker
 import numpy as np
+import yaml
 from measure import (
     HERE,
     Rows,
@@ -32,11 +33,14 @@ from measure import (
 )
 
 INVENTORY = HERE / "unequal"
-DEVICES = ("phone-1", "phone-2", "pi3-1", "pi4-1", "pi4-2", "pi5-1")
+_CLASSES = yaml.safe_load((INVENTORY / "hosts.yml").read_text())["devices"]["children"]
+DEVICES = sorted(name for group in _CLASSES.values() for name in group["hosts"])
 KINDS = ("disconnect", "fill_memory", "kill", "pause", "restart_superlink", "slow")
 """All but restart_docker, which needs a second machine: on the only one it would end the run."""
 LAB = {"training_examples": 3000, "device_availability": 0.9}
 RUN = {"training_model": "linear", "training_round_timeout": 60}
+STRATEGIES = {"fedavg": "FedAvg", "paced": "paced"}
+"""One that waits for all until the time is up, and one whose rounds end without who is late."""
 MODELS = ("completed", "partial")
 _ECHO = 100.0
 """Seconds after a fault in which it may still be felt: a SuperNode whose connection was lost is let
@@ -126,37 +130,50 @@ def main() -> None:
     arguments = parser.parse_args()
     faults = schedule(arguments.rounds, arguments.seed)
     here = surroundings(docker.from_env())
+    rows: Rows = []
     with lab():
         deploy(INVENTORY, **LAB)
         say(f"{arguments.rounds} rounds, {len(faults)} faults")
-        directory = train(
-            INVENTORY, training_rounds=arguments.rounds, training_faults=faults, **LAB, **RUN
-        )
-        rows = check(directory, faults, arguments.rounds)
-        outcomes = Counter(row["outcome"] for row in read_rows(directory / "devices.csv"))
-        say(", ".join(f"{times} {outcome}" for outcome, times in outcomes.most_common()))
-    write_rows("faults", [row | here for row in rows])
+        for strategy in STRATEGIES:
+            directory = train(
+                INVENTORY,
+                training_strategy=strategy,
+                training_rounds=arguments.rounds,
+                training_faults=faults,
+                **LAB,
+                **RUN,
+            )
+            outcomes = Counter(row["outcome"] for row in read_rows(directory / "devices.csv"))
+            told = ", ".join(f"{times} {outcome}" for outcome, times in outcomes.most_common())
+            say(f"{strategy}: {told}")
+            checked = check(directory, faults, arguments.rounds)
+            rows += [{"strategy": strategy} | row | here for row in checked]
+    write_rows("faults", rows)
     publish("faults", table())
 
 
 def table() -> str:
-    """A row a kind of fault: how often it was struck, and what came of it."""
+    """A row a kind of fault: how often it was struck, and what came of it with each strategy."""
     rows = results("faults")
     body = []
     for kind in KINDS:
-        own = [row for row in rows if row["fault"] == kind]
-        felt = Counter(
-            part.partition(":")[0] for row in own for part in row["felt"].split() if row["felt"]
-        )
-        body.append(
-            [
-                f"`{kind}`",
-                len(own),
-                sum(not row["felt"] for row in own),
+        line: list[Any] = [f"`{kind}`"]
+        for strategy in STRATEGIES:
+            own = [r for r in rows if (r["strategy"], r["fault"]) == (strategy, kind)]
+            felt = Counter(
+                part.partition(":")[0] for row in own for part in row["felt"].split() if row["felt"]
+            )
+            line += [
+                f"{sum(not row['felt'] for row in own)} of {len(own)}",
                 ", ".join(f"{times} `{outcome}`" for outcome, times in felt.most_common()) or "-",
             ]
-        )
-    return markdown(["fault", "struck", "harmless", "device rounds that it cost"], body)
+        body.append(line)
+    columns = [
+        column
+        for title in STRATEGIES.values()
+        for column in (f"{title}: harmless", "device rounds that it cost")
+    ]
+    return markdown(["fault", *columns], body)
 
 
 if __name__ == "__main__":

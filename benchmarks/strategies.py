@@ -88,7 +88,7 @@ WAYS = {
     "oort": Way("Oort", 2, {"training_strategy": "oort"}),
     "fedbuff": Way("FedBuff", 4, {"training_strategy": "fedbuff"}),
     "paced": Way("paced", 1.6, _paced()),
-    "plain": Way("paced, not normalised", 1.6, _paced(normalise=False)),
+    "fednova": Way("paced, with FedNova's correction", 1.6, _paced(normalise=True)),
     "dropout": Way(
         "paced, a third missing: other devices in each round",
         1.6,
@@ -97,8 +97,12 @@ WAYS = {
     ),
     "fedavg-unlike": Way("unlike data: FedAvg", 1, {}, UNLIKE, "fedavg-unlike"),
     "paced-unlike": Way("unlike data: paced", 1.6, _paced(), UNLIKE, "fedavg-unlike"),
-    "plain-unlike": Way(
-        "unlike data: paced, not normalised", 1.6, _paced(normalise=False), UNLIKE, "fedavg-unlike"
+    "fednova-unlike": Way(
+        "unlike data: paced, with FedNova's correction",
+        1.6,
+        _paced(normalise=True),
+        UNLIKE,
+        "fedavg-unlike",
     ),
 }
 

@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,21 +33,18 @@ class Played:
         return sum(map(int, counts))
 
 
-def play(
-    playbook: str,
-    *arguments: str,
-    inventory: Path = ROOT / "inventory/local",
+def show(
+    command: Sequence[str],
+    *,
     ok: bool = True,
     env: dict[str, str] | None = None,
     until: str = "",
-    **variables: Any,
 ) -> Played:
-    """Run a playbook; its output goes to the terminal as it comes.
+    """Run what runs a playbook; its output goes to the terminal as it comes.
 
     With `until`, kill it with all that it has started, a second after it has said so.
     """
-    command = [program("ansible-playbook"), f"playbooks/{playbook}.yml", "-i", str(inventory)]
-    command += ["-e", json.dumps(variables), *arguments]
+    name = " ".join(command[:2])
     print(f"\n$ {' '.join(command)}", flush=True)
     lines = []
     with subprocess.Popen(
@@ -68,10 +65,25 @@ def play(
                 os.killpg(process.pid, signal.SIGKILL)
     played = Played("".join(lines), process.returncode)
     if until:
-        assert played.code == -signal.SIGKILL, f"{playbook} has not come to '{until}'"
+        assert played.code == -signal.SIGKILL, f"{name} has not come to '{until}'"
     else:
-        assert played.code == 0 or not ok, f"{playbook} failed: see the output above"
+        assert played.code == 0 or not ok, f"{name} failed: see the output above"
     return played
+
+
+def play(
+    playbook: str,
+    *arguments: str,
+    inventory: Path = ROOT / "inventory/local",
+    ok: bool = True,
+    env: dict[str, str] | None = None,
+    until: str = "",
+    **variables: Any,
+) -> Played:
+    """Run a playbook as a user does; see `show`."""
+    command = [program("ansible-playbook"), f"playbooks/{playbook}.yml", "-i", str(inventory)]
+    command += ["-e", json.dumps(variables), *arguments]
+    return show(command, ok=ok, env=env, until=until)
 
 
 def assert_no_more_rights_than_needed(container: dict[str, Any]) -> None:

@@ -143,13 +143,13 @@ def test_equal_steps_make_fedavg_of_it(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(result, np.average(models, axis=0, weights=examples))
 
 
-@pytest.mark.parametrize(("normalise", "expected"), [(True, 7 / 3), (False, 2.5)])
-def test_the_correction_is_left_out_if_asked(normalise: bool, expected: float) -> None:
+@pytest.mark.parametrize(("asked", "expected"), [({"normalise": True}, 7 / 3), ({}, 2.5)])
+def test_the_correction_is_made_if_asked(asked: dict[str, bool], expected: float) -> None:
     """Half of the examples in 6 steps to 4, half in 2 steps each to 1.
 
     A half of 4/6 and of 1/2 a step, times 4 effective steps: 7/12 * 4 = 7/3.
     """
-    result = _play("paced", [4.0, 1.0, 1.0], [200, 100, 100], (6, 2, 2), normalise=normalise)
+    result = _play("paced", [4.0, 1.0, 1.0], [200, 100, 100], (6, 2, 2), **asked)
     np.testing.assert_allclose(result, expected)
 
 

@@ -45,10 +45,11 @@ class Paced(Selective):
     """The same time box for every device; partial work counts by what it is worth.
 
     A device trains until the box ends, less or more than its local epochs, and its answer is
-    awaited for a grace time beyond. Models are averaged by examples seen, corrected for unequal
-    local steps: FedNova (Wang et al. 2020, https://arxiv.org/abs/2007.07481). The correction keeps
-    fast devices' data from counting more than by the examples seen, and pays for it with the noise
-    of few steps that it scales up. Where all hold alike data there is nothing to correct.
+    awaited for a grace time beyond. Models are averaged by examples seen, and corrected for unequal
+    local steps if asked: FedNova (Wang et al. 2020, https://arxiv.org/abs/2007.07481). The
+    correction keeps fast devices' data from counting more than by the examples seen, and pays for
+    it with the noise of few steps that it scales up. That is more than it has been measured to be
+    worth, with data dealt evenly or by a Dirichlet distribution (benchmarks/README.md).
 
     Args:
         box: seconds of a round for each device, from message to answer; 0: chosen each round so
@@ -56,7 +57,7 @@ class Paced(Selective):
         share: above 0 and up to 1.
         grace: seconds beyond the box after which a round is closed without those who are missing.
         proximal_mu: weight of FedProx's term (Li et al. 2020, https://arxiv.org/abs/1812.06127).
-        normalise: whether models are corrected for unequal steps.
+        normalise: correct for unequal steps.
 
     Raises:
         ValueError: a parameter is out of its range.
@@ -69,7 +70,7 @@ class Paced(Selective):
         grace: float = 10.0,
         proximal_mu: float = 0.0,
         *,
-        normalise: bool = True,
+        normalise: bool = False,
     ) -> None:
         for name, value in (("box", box), ("grace", grace), ("proximal_mu", proximal_mu)):
             if value < 0:
@@ -108,7 +109,7 @@ class Paced(Selective):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord]:
-        """See `normalised_mean`; with equal steps it is FedAvg's."""
+        """FedAvg's mean, or see `normalised_mean`; with equal steps they are the same."""
         del server_round
         replies = list(replies)
         steps = metric_of(replies, "effective-steps")

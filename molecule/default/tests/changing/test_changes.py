@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from control_node import HOME, PROJECT, ControlNode
 from labs import play
 from ssh_lab import INVENTORY, RESULTS, containers, devices, rows, run_yml
 from testinfra.host import Host
@@ -20,7 +21,7 @@ GONE, NEW = "phone-2", "phone-3"
 PLACES = r"^/(home|opt|root|srv|tmp|usr/local|var/lib)/"
 NOT_THE_LABS = (
     r"^/var/lib/(docker|containerd|apt|dbus|dpkg|systemd|python|ucf)\b|/\.ansible\b|/systemd-private-"
-    r"|^/srv/(cifar10$|lab/\.ssh\b)|^/tmp/\.\w+-unix$"
+    r"|^/srv/(cifar10$|control\b|lab/\.ssh\b)|^/tmp/\.\w+-unix$"
 )
 
 
@@ -34,6 +35,12 @@ def inventory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(INVENTORY, tmp_path_factory.mktemp("lab") / "inventory"))
 
 
+@pytest.fixture(scope="module")
+def elsewhere(machines: dict[str, Host], tmp_path_factory: pytest.TempPathFactory) -> ControlNode:
+    """A control node on the coordinator, which has a newer Python than Debian 12."""
+    return ControlNode(machines["server"], _container("server"), tmp_path_factory.mktemp("brought"))
+
+
 @contextmanager
 def _away(machine: str) -> Iterator[None]:
     """A machine that answers nobody."""
@@ -42,6 +49,24 @@ def _away(machine: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["docker", "unpause", _container(machine)], check=True)
+
+
+def test_another_control_node_takes_the_lab_over(
+    machines: dict[str, Host], inventory: Path, elsewhere: ControlNode
+) -> None:
+    """With the inventory and its secrets, and with the other ansible-core that there is."""
+    elsewhere.bring(inventory, "inventory")
+    assert elsewhere.make("lab", "inventory").changed == 0
+    version = machines["server"].check_output(f"{PROJECT}/.venv/bin/ansible --version")
+    assert "[core 2.21" in version
+    assert "python version = 3.13" in version
+    elsewhere.make(
+        "train", "inventory", training_model="linear", training_rounds=1, training_run="elsewhere"
+    )
+    elsewhere.fetch_results()
+    outcomes = {row["device"]: row["outcome"] for row in rows("elsewhere", "devices.csv")}
+    assert outcomes == dict.fromkeys(devices(inventory), "completed")
+    assert (RESULTS / "elsewhere" / "report.html").exists()
 
 
 def test_a_run_survives_full_memory_and_a_restart_of_docker(
@@ -165,9 +190,9 @@ def _alone(inventory: Path, machine: str) -> Path:
 
 
 def test_a_bundle_installs_a_lab_that_reaches_nothing(
-    machines: dict[str, Host], inventory: Path
+    machines: dict[str, Host], inventory: Path, elsewhere: ControlNode
 ) -> None:
-    """On a machine that has nothing but an engine, and no way out of its own network."""
+    """On a machine, its control node, that has an engine and no way out of its own network."""
     bundle, alone = inventory.with_name("bundle"), _alone(inventory, "server")
     play("bundle", images_archive=str(bundle))
     manifest = yaml.safe_load((bundle / "manifest.yml").read_text())
@@ -175,21 +200,24 @@ def test_a_bundle_installs_a_lab_that_reaches_nothing(
     wanted = {"dependencies", "application", "cadvisor", "prometheus", "gate"}
     assert set(images) - {"grafana"} == wanted
     assert {path.name for path in bundle.iterdir()} == {"manifest.yml", *manifest["files"]}
+    elsewhere.bring(bundle, "bundle")
+    elsewhere.bring(alone, "alone")
     server = machines["server"]
     assert server.check_output("docker images -q") == ""
     server.check_output("ip route delete default")
     more: dict[str, Any] = {
         "images_source": "archive",
-        "images_archive": str(bundle),
+        "images_archive": f"{HOME}/bundle",
         "training_model": "linear",
         "training_rounds": 1,
         "training_run": "test-archive",
     }
-    played = play("site", inventory=alone, **more)
-    assert not re.search(r"TASK \[images : (Build|Pull: |Make a D|Bring the code)", played.output)
+    made = elsewhere.make("lab", "alone", **more)
+    assert not re.search(r"TASK \[images : (Build|Pull: |Make a D|Bring the code)", made.output)
+    elsewhere.fetch_results()
     assert run_yml("test-archive")["lab"]["images"] == {
         name: images[name]["reference"] for name in images if name != "dependencies"
     }
     outcomes = {row["device"]: row["outcome"] for row in rows("test-archive", "devices.csv")}
     assert outcomes == {"laptop-2": "completed", "phone-1": "completed"}
-    assert play("machines", inventory=alone, **more).changed == 0
+    assert elsewhere.make("lab", "alone", **more).changed == 0
