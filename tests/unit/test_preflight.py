@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from repository import ROOT, load, program
+from repository import ROOT, load, program, texts
 
 ROLE = ROOT / "roles/preflight"
 ANY = str(ipaddress.IPv4Address(0))
@@ -317,12 +317,9 @@ def test_the_local_inventory_is_good(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "inventory",
     [
-        "inventory/lab",
-        "molecule/default/inventory",
-        "molecule/scale/inventory",
-        "molecule/vm/inventory",
-        "benchmarks/inventory",
-        "benchmarks/unequal",
+        hosts.removesuffix("/hosts.yml")
+        for hosts, text in texts("inventory", "molecule", "benchmarks")
+        if hosts.endswith("/hosts.yml") and "\ndevices:" in text and hosts.split("/")[1] != "local"
     ],
 )
 def test_the_other_inventories_are_good(inventory: str) -> None:

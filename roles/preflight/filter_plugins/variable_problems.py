@@ -33,7 +33,9 @@ def role_options(roles: str) -> dict[str, dict[str, Option]]:
     for specs in sorted(Path(roles).glob("*/meta/argument_specs.yml")):
         entry_points = yaml.safe_load(specs.read_text())["argument_specs"].values()
         options[specs.parents[1].name] = {
-            name: option for entry in entry_points for name, option in entry["options"].items()
+            name: option
+            for entry in entry_points
+            for name, option in entry.get("options", {}).items()
         }
     return options
 
