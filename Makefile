@@ -1,13 +1,20 @@
 # What is typed on the control node; `make` alone lists it. ARGS goes to ansible-playbook:
 #   make lab INVENTORY=inventory/lab ARGS="--check --diff"
+# APP is the directory of a Flower App, from where make is called:
+#   make train APP=my-app
 PYTHON    ?= python3
 VENV      ?= .venv
 INVENTORY ?= inventory/local
+APP       =
 ARGS      ?=
 SCENARIO  ?= docker vm default
 
 bin  = $(abspath $(VENV))/bin
-play = $(bin)/ansible-playbook -i $(INVENTORY) $(ARGS)
+# With make -C the directory of the call is PWD, and make itself runs in CURDIR. JSON and quotes,
+# because a path may hold spaces.
+from = $(if $(filter /% ~%,$(firstword $(APP))),,$(or $(PWD),$(CURDIR))/)
+app  = $(if $(APP),-e '$(subst ','\'',{"training_app": "$(subst ",\",$(subst \,\\,$(from)$(APP)))"})')
+play = $(bin)/ansible-playbook -i $(INVENTORY) $(app) $(ARGS)
 pip  = $(bin)/python -m pip install --quiet --disable-pip-version-check
 # Written when an installation is complete, so that one which broke off is done again.
 control_node = $(VENV)/.control-node-is-ready
@@ -22,10 +29,10 @@ help: ## List the targets
 # --- the lab -----------------------------------------------------------------------------------
 
 .PHONY: lab train watch status logs report down
-lab: $(control_node) ## Deploy the lab of INVENTORY and train once
+lab: $(control_node) ## Deploy the lab of INVENTORY and train once; APP=directory: another Flower App
 	$(play) playbooks/site.yml
 
-train: $(control_node) ## Start another run on a lab that stands
+train: $(control_node) ## Start another run on a lab that stands; APP=directory: another Flower App
 	$(play) playbooks/train.yml
 
 watch: $(control_node) ## Watch the run that is under way
@@ -77,9 +84,11 @@ ruff: $(test_tools)
 	$(bin)/ruff check --quiet .
 	$(bin)/ruff format --quiet --diff .
 
-# The app runs on the Python of its image, everything else on the oldest of the control node.
+# runtime and app run on the Python of their image, everything else on the oldest of the control
+# node.
 mypy: $(test_tools)
-	$(bin)/mypy --python-version 3.13 app
+	$(bin)/mypy --python-version 3.13 runtime
+	MYPYPATH=runtime $(bin)/mypy --python-version 3.13 app
 	$(bin)/mypy --python-version 3.11 playbooks roles tests benchmarks
 	$(bin)/mypy --python-version 3.11 molecule
 
@@ -96,7 +105,7 @@ unit: $(test_tools) ## Test roles, inventory, templates and dashboards (no machi
 images: $(test_tools)
 	$(bin)/ansible-playbook -i inventory/local tests/image.yml
 
-app: images ## Test the app in the application image, which is built if need be (Docker)
+app: images ## Test runtime and app in the application image, which is built if need be (Docker)
 	VENV="$(abspath $(VENV))" tests/app "$$(cat .cache/application-image)"
 
 rules: images ## Test the rules and queries of Prometheus with its promtool (Docker)

@@ -26,7 +26,7 @@ RESULTS = HERE / "results"
 DATA = Path(os.environ.get("FLOWERBED_TEST_DATA", ROOT.parent / "shared" / "data" / "cifar10"))
 HOME = Path("/var/lib/flowerbed")
 NETWORK = "flowerbed-benchmark"
-PAGES = (ROOT / "README.md", HERE / "README.md")
+PAGES = (ROOT / "docs" / "measurements.md",)
 MEBIBYTE = 2**20
 Rows = list[dict[str, Any]]
 _SAMPLE_INTERVAL = 1.0
@@ -297,6 +297,19 @@ def wait_for(container: Any, event: str, timeout: float) -> None:
             log = container.logs(tail=40).decode(errors="replace")
             sys.exit(f"{log}\n{container.name} is {container.status} and has not told '{event}'")
         time.sleep(1)
+
+
+def execute(container: Any, *command: str) -> str:
+    """Run a command in a container and return what it prints.
+
+    Raises:
+        SystemExit: it failed; its output is shown.
+    """
+    code, output = container.exec_run(list(command), demux=True)
+    printed, errors = ((part or b"").decode(errors="replace") for part in output)
+    if code:
+        sys.exit(f"{printed}\n{errors}\n{command[:3]} in {container.name} failed: see above")
+    return printed
 
 
 def wait_until_healthy(superlink: Any) -> None:

@@ -1,29 +1,30 @@
-"""What a device needs: the peak of its memory by network, width and batch size.
+"""What a device needs for the default app: the peak of its memory by network, width, batch size.
 
     python benchmarks/memory.py
 
-Writes the table that the memory planner goes by (playbooks/filter_plugins/memory_plan.csv), and
-then holds the planner to settings that are not in it: each device gets the memory that the planner
-asks for, and none may be killed. results/memory.csv has a row a setting; one with a limit was held
-out.
+Measures as `make measure` does, writes the table that the memory planner goes by (app/memory.csv),
+and then checks the planner with settings that are not in the table: each device gets the memory
+that the planner asks for, and none may be killed. results/memory.csv has a row for each setting;
+those with a limit were held out.
 
-A device is a container as the role starts it, with a SuperLink that it is registered with and a
-process such as Flower starts for a message (ways/message.py). What counts is the memory that the
-kernel cannot take back: file pages, images among them, it drops before it kills anything. Adam and
-FedProx's term are on, which take more vectors than others do.
+A device that was held out is a container as the role `device` starts it, with a SuperLink of its
+own, and works on a run of two rounds. What counts is the memory that the kernel cannot take back:
+it drops file pages, images among them, before it kills anything. Adam and FedProx's term are on,
+which take more vectors than others do.
 """
 
 import csv
 import json
 import os
+import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,11 @@ import docker
 import numpy as np
 import picture
 from measure import (
-    HERE,
     MEBIBYTE,
     NETWORK,
     ROOT,
     Rows,
+    execute,
     markdown,
     network,
     publish,
@@ -46,13 +47,29 @@ from measure import (
     write_rows,
 )
 
-PLANNER = ROOT / "playbooks" / "filter_plugins"
+sys.path.append(str(ROOT / "playbooks" / "filter_plugins"))
+import memory_plan as plan
+
+APP = ROOT / "app"
 BATCHES = (8, 64, 256)
 WIDTHS = (0.25, 1.0)
-AMPLE = "6g"
 FEW, MANY = 1200, 48000
 """Training images: as many as hold all batches, and 140 MiB of them."""
-DEVICE = ("python", "-m", "flowerbed.device")
+ROUNDS = 2
+STRATEGY = {"strategy": "fedprox", "strategy-parameters": json.dumps({"proximal_mu": 0.1})}
+HARDENED: dict[str, Any] = {
+    "read_only": True,
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges"],
+    "environment": {
+        "MALLOC_ARENA_MAX": "2",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
+        "FLOWERBED_DATA": "/data",
+    },
+}
+"""What the containers of devices and of `make measure` have in common, see roles/device."""
+_INTERVAL = 0.02
+_PATIENCE = 600.0
 
 
 @dataclass(frozen=True)
@@ -65,17 +82,32 @@ class Setting:
     batch: int
     images: int = FEW
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The run configuration."""
+        return {"model": self.model, "alpha": self.alpha} | (
+            {"recipe": self.recipe} if self.recipe else {}
+        )
 
-IN_TABLE = [
-    *(Setting("linear", "", 1.0, batch) for batch in BATCHES),
+    @property
+    def planned(self) -> int:
+        """Bytes that the planner asks for."""
+        need = plan.need_of(plan.App(APP, self.config))
+        if need is None:
+            sys.exit(f"{self} is in no row of {APP / plan.TABLE}")
+        return int(plan.needed(need, self.batch))
+
+
+NETWORKS = [
+    ("linear", "", 1.0),
     *(
-        Setting(model, recipe, alpha, batch)
+        (model, recipe, alpha)
         for model in ("mobilenet", "mobilenetv2")
         for recipe in ("original", "small-images")
         for alpha in WIDTHS
-        for batch in BATCHES
     ),
 ]
+IN_TABLE = [Setting(*network_, batch) for network_ in NETWORKS for batch in BATCHES]
 HELD_OUT = [
     Setting("linear", "", 1.0, 200),
     Setting("mobilenet", "small-images", 0.25, 48),
@@ -103,19 +135,54 @@ DRAWN = {
 # --- devices -----------------------------------------------------------------------------------
 
 
+def occupied(container: Any) -> int:
+    """Bytes of a container that the kernel cannot take back: usage without file pages.
+
+    Read from outside, so that looking takes no memory of the container.
+    """
+    root = Path(f"/proc/{container.attrs['State']['Pid']}/root/sys/fs/cgroup")
+    usage, details, prefix = root / "memory.current", root / "memory.stat", ""
+    if not usage.exists():
+        usage, details = (root / "memory" / f"memory.{name}" for name in ("usage_in_bytes", "stat"))
+        prefix = "total_"
+    stat = dict(line.split() for line in details.read_text().splitlines())
+    files = sum(int(stat[f"{prefix}{state}_file"]) for state in ("active", "inactive"))
+    return int(usage.read_text()) - files
+
+
+@contextmanager
+def peak_of(container: Any) -> Iterator[list[int]]:
+    """A list whose last number is the greatest `occupied` of a container until the block ends."""
+    peaks = [0]
+    stop = threading.Event()
+    container.reload()
+
+    def look() -> None:
+        while not stop.wait(_INTERVAL):
+            try:
+                peaks.append(max(peaks.pop(), occupied(container)))
+            except OSError:
+                return  # it has ended
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        stop.set()
+        thread.join()
+
+
 class Devices:
-    """Devices of a benchmark without a lab: an image, shards, and a SuperLink for all of them."""
+    """Devices of a benchmark without a lab."""
 
     def __init__(self, engine: docker.DockerClient, directory: Path) -> None:
         self.engine = engine
         self.image = (ROOT / ".cache" / "application-image").read_text().strip()
         self.directory = directory
         directory.chmod(0o755)
-        for images in (FEW, MANY):
-            write_shard(directory / str(images), images)
-        arguments = ["flower-superlink", "--insecure", "--host", "0.0.0.0", "--port", "9092"]  # noqa: S104
-        self.superlink = self._start("superlink", arguments)
-        wait_until_healthy(self.superlink)
+        for images in sorted({FEW, MANY}):
+            write_shard(directory / "shards" / str(images), images)
 
     def _start(self, name: str, command: list[str], **options: Any) -> Any:
         return self.engine.containers.run(
@@ -125,75 +192,152 @@ class Devices:
             network=NETWORK,
             labels=[NETWORK],
             detach=True,
-            volumes={
-                str(self.directory): {"bind": "/shards", "mode": "ro"},
-                str(HERE / "ways"): {"bind": "/ways", "mode": "ro"},
-            },
             **options,
         )
 
-    def run(self, setting: Setting, memory: str, cores: int = 1) -> dict[str, Any]:
-        """Let a device with such limits work; the `peak` of it, and of what its trainer `died`.
+    def _shard(self, images: int) -> dict[str, Any]:
+        return {str(self.directory / "shards" / str(images)): {"bind": "/data", "mode": "ro"}}
+
+    def measure(self, network_: tuple[str, str, float]) -> dict[int, float]:
+        """Batch size to the MiB that a device takes, as `make measure` measures it.
 
         Raises:
-            SystemExit: it could not be asked.
+            SystemExit: the app has failed.
         """
-        name = "-".join(map(str, (*astuple(setting), memory)))
-        shard = ["--shard", f"/shards/{setting.images}"]
+        batches = ",".join(map(str, BATCHES))
+        config = Setting(*network_, BATCHES[0]).config | STRATEGY
+        command = ["python", "-m", "flowerbed.device.measure", "/app", "--batch-sizes", batches]
+        command += ["--server-data", "/data", "--run-config", json.dumps(config)]
         container = self._start(
-            name,
-            [*DEVICE, *shard, "--", "--insecure", "--superlink", f"{self.superlink.name}:9092"],
-            environment={"MALLOC_ARENA_MAX": "2", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5"},
-            mem_limit=memory,
-            memswap_limit=memory,
-            nano_cpus=cores * 10**9,
-            read_only=True,
-            tmpfs={"/tmp": "size=64m"},  # noqa: S108 - of the container
+            "-".join(map(str, network_)),
+            command,
+            volumes=self._shard(FEW),
+            nano_cpus=10**9,
+            tmpfs={"/tmp": ""},  # noqa: S108 - of the container
+            init=True,
+            **HARDENED,
         )
         try:
-            deadline = time.monotonic() + 300
-            while container.exec_run(["test", "-e", "/tmp/flowerbed/healthy"]).exit_code:  # noqa: S108
-                if time.monotonic() > deadline:
-                    sys.exit(f"{container.logs(tail=40).decode()}\n{name} is not healthy")
-                time.sleep(0.5)
-            done = container.exec_run(
-                ["python", "/ways/message.py", json.dumps(_job(setting))], stderr=False
-            )
-            told: dict[str, Any] = json.loads(done.output.decode().splitlines()[-1])
-        except (IndexError, json.JSONDecodeError):
-            sys.exit(f"{container.logs(tail=40).decode()}\n{name} has told nothing")
+            container.wait()
+            output = container.logs(stderr=False).decode()
         finally:
             container.remove(force=True)
-        return told
+        answer = json.loads(output.splitlines()[-1])
+        if answer["problem"]:
+            sys.exit(f"{network_}: {answer['problem']}")
+        return {int(batch): peak for batch, peak in answer["peaks"].items()}
+
+    def run(self, setting: Setting, memory: str, cores: int = 1) -> dict[str, Any]:
+        """Let a device with such limits train; the `peak` of it, and of what its worker `died`.
+
+        Raises:
+            SystemExit: the run could not be started.
+        """
+        name = "-".join(map(str, (*astuple(setting), memory)))
+        results_, flower = (self.directory / name / part for part in ("results", "flwr"))
+        write_run(results_ / name, name, setting.config | STRATEGY | {"num-server-rounds": ROUNDS})
+        flower.mkdir()
+        connection = '[superlink.lab]\naddress = "127.0.0.1:9092"\ninsecure = true\n'
+        (flower / "config.toml").write_text(connection)
+        for path in (flower, results_, results_ / name):
+            path.chmod(0o777)  # for the user of the container
+        shard = self._shard(setting.images)
+        mounted = {
+            str(results_): {"bind": "/results", "mode": "rw"},
+            str(flower): {"bind": "/flwr", "mode": "rw"},
+        }
+        arguments = ["flower-superlink", "--insecure", "--host", "0.0.0.0", "--port", "9092"]  # noqa: S104
+        superlink = self._start(
+            f"{name}-superlink",
+            [*arguments, "--disable-runtime-dependency-installation"],
+            volumes=shard | mounted,
+            environment=HARDENED["environment"] | {"FLWR_HOME": "/flwr"},
+            init=True,
+        )
+        container = None
+        try:
+            wait_until_healthy(superlink)
+            flags = ["--insecure", "--superlink", f"{superlink.name}:9092", "--node-config"]
+            container = self._start(
+                name,
+                ["python", "-m", "flowerbed.device", "--", *flags, node_config(setting)],
+                mem_limit=memory,
+                memswap_limit=memory,
+                nano_cpus=cores * 10**9,
+                tmpfs={"/tmp": "size=64m"},  # noqa: S108 - of the container
+                volumes=shard,
+                **HARDENED,
+            )
+            with peak_of(container) as peaks:
+                died = follow_run(superlink, results_, name)
+            return {"peak": peaks[-1], "died": died}
+        except SystemExit:
+            say((container or superlink).logs(tail=40).decode(errors="replace"))
+            raise
+        finally:
+            for each in filter(None, (container, superlink)):
+                each.remove(force=True)
+            shutil.rmtree(self.directory / name)
 
 
 def write_shard(directory: Path, images: int) -> None:
     """A shard of noise; see `flowerbed.data`."""
-    directory.mkdir()
     noise = np.random.default_rng(0)
     for split, count in (("train", images), ("test", images // 4)):
+        (directory / split).mkdir(parents=True)
         pixels = noise.integers(0, 256, (count, 32, 32, 3), np.uint8)
-        np.save(directory / f"{split}_images.npy", pixels)
-        np.save(directory / f"{split}_labels.npy", noise.integers(0, 10, count))
-    record = {"partition": 0, "classes": 10, "fingerprint": "", "train_labels": []}
+        np.save(directory / split / "image.npy", pixels)
+        np.save(directory / split / "label.npy", noise.integers(0, 10, count))
+    record = {"arrays": ["image", "label"], "partition": 0, "fraction": 1.0, "classes": 10}
+    record |= {"labels": [], "fingerprint": "", "origin": {}}
     (directory / "shard.json").write_text(json.dumps(record))
 
 
-def _job(setting: Setting) -> dict[str, Any]:
-    """What a device is asked to do."""
-    task = {"model": setting.model, "alpha": setting.alpha, "proximal_mu": 0.1}
-    return {
-        "task": task | ({"recipe": setting.recipe} if setting.recipe else {}),
-        "device": {
-            "device": "any",
-            "device-class": "any",
-            "machine": "local",
-            "batch-size": setting.batch,
-            "optimizer": "adam",
-            "learning-rate": 0.001,
-        },
-        "seconds": 2,
+def write_run(directory: Path, name: str, config: dict[str, Any]) -> None:
+    """What the control node writes into the results of a run of the default app."""
+    shutil.copytree(APP, directory / "app", ignore=shutil.ignore_patterns("tests", "__pycache__"))
+    settings: dict[str, Any] = {
+        "run_name": name,
+        "app": "benchmark",
+        "layer": "",
+        "devices": ["measured"],
     }
+    settings |= {"device_wait": 300, "round_timeout": _PATIENCE, "seed": 1}
+    (directory / "run.json").write_text(json.dumps(settings | {"config": config}))
+
+
+def node_config(setting: Setting) -> str:
+    """The argument of flower-supernode."""
+    values: dict[str, Any] = {"device": "measured", "device-class": "measured", "machine": "local"}
+    values |= {"partition-id": 0, "num-partitions": 1, "batch-size": setting.batch}
+    values |= {"optimizer": "adam", "learning-rate": 0.001}
+    return " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
+
+
+def follow_run(superlink: Any, results_: Path, name: str) -> str:
+    """Start a run and wait for its end; return of what the worker died, if it did.
+
+    Raises:
+        SystemExit: it could not be started, or does not end.
+    """
+    answer = execute(superlink, "python", "-m", "flowerbed.server.start", name)
+    if "run" not in json.loads(answer.splitlines()[-1]):
+        sys.exit(f"{name} is not started: {answer}")
+    deadline = time.monotonic() + _PATIENCE
+    status: dict[str, Any] = {"state": "", "message": ""}
+    while status["state"] not in ("completed", "failed"):
+        if time.monotonic() > deadline:
+            sys.exit(f"{name} does not end: {status}")
+        time.sleep(1)
+        file = results_ / name / "status.json"
+        status = json.loads(file.read_text()) if file.exists() else status
+    with (results_ / name / "devices.csv").open(newline="") as lines:
+        outcomes = [row["outcome"] for row in csv.DictReader(lines)]
+    if "out_of_memory" in [*outcomes, *status["message"].split(" ")]:
+        return "out_of_memory"
+    if status["state"] == "failed":
+        sys.exit(f"{name} has failed: {status['message']}")
+    return ""
 
 
 @contextmanager
@@ -206,73 +350,52 @@ def devices_without_a_lab(engine: docker.DockerClient) -> Iterator[Devices]:
 # --- the table ---------------------------------------------------------------------------------
 
 
-def fit(points: list[tuple[int, float]]) -> tuple[float, float]:
-    """A line that no measured point is above: MiB without a batch, and for each example of it."""
-    points = sorted(points)
-    slope = max((more - less) / (b - a) for (a, less), (b, more) in pairwise(points))
-    slope = max(slope, 0.01)
-    return max(peak - slope * batch for batch, peak in points), slope
+def fitted(rows: Rows) -> list[dict[str, str]]:
+    """The planner's table, from the rows without a limit; without widths that are not complete.
 
-
-def fitted(rows: Rows) -> Rows:
-    """The planner's table, from the rows without a limit; without widths that are not complete."""
-    points: dict[tuple[str, str, str], list[tuple[int, float]]] = {}
+    The linear model has no width and no recipe: its cells are empty, which stands for all.
+    """
+    points: dict[tuple[str, str, str], dict[int, float]] = {}
     for row in rows:
         if not row["limit_mib"]:
-            key = (row["model"], row["recipe"], str(row["alpha"]))
-            points.setdefault(key, []).append((int(row["batch_size"]), float(row["peak_mib"])))
+            key = (row["model"], row["recipe"], str(row["alpha"]) if row["recipe"] else "")
+            points.setdefault(key, {})[int(row["batch_size"])] = float(row["peak_mib"])
     return [
-        {"model": model, "recipe": recipe, "alpha": alpha}
-        | {"fixed_mib": f"{fixed:.0f}", "example_mib": f"{example:.3f}"}
-        for (model, recipe, alpha), measured in points.items()
-        if {batch for batch, _ in measured} == set(BATCHES)
-        for fixed, example in (fit(measured),)
+        {"model": model, "recipe": recipe, "alpha": alpha} | plan.row_of(plan.fit(peaks))
+        for (model, recipe, alpha), peaks in points.items()
+        if peaks.keys() == set(BATCHES)
     ]
 
 
-def write_table(rows: Rows) -> None:
-    """Give the planner its table."""
-    with (PLANNER / "memory_plan.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main() -> None:
-    """Measure, write the planner's table, hold the planner to what is not in it, publish."""
+    """Measure, write the planner's table, check the planner with what is not in it, publish."""
     engine = docker.from_env()
     rows: Rows = []
     here = surroundings(engine)
 
-    def measured(devices: Devices, setting: Setting, limit: int | None, cores: int = 1) -> None:
-        told = devices.run(setting, f"{limit}m" if limit else AMPLE, cores)
-        peak = round(told["peak"] / MEBIBYTE)
-        say(f"{setting}, limit {limit}: {peak} MiB {told['died']}")
+    def note(setting: Setting, peak: float, limit: int | None = None, died: str = "") -> None:
+        say(f"{setting}, limit {limit}: {peak:.0f} MiB {died}")
         row = {"model": setting.model, "recipe": setting.recipe, "alpha": setting.alpha}
         row |= {"batch_size": setting.batch, "images": setting.images}
-        row |= {"limit_mib": limit or "", "peak_mib": peak, "died": told["died"]}
+        row |= {"limit_mib": limit or "", "peak_mib": round(peak), "died": died}
         rows.append(row | here)
 
     cores = os.cpu_count() or 1
-    with devices_without_a_lab(engine) as devices, ThreadPoolExecutor(cores) as pool:
-        list(pool.map(lambda setting: measured(devices, setting, None), IN_TABLE))
-        rows.sort(key=_order)
+    with devices_without_a_lab(engine) as devices:
+        with ThreadPoolExecutor(cores) as pool:
+            measured = pool.map(devices.measure, NETWORKS)
+            for network_, peaks in zip(NETWORKS, measured, strict=True):
+                for batch, peak in peaks.items():
+                    note(Setting(*network_, batch), peak)
         write_rows("memory", rows)
-        write_table(fitted(rows))
-        sys.path.append(str(PLANNER))
-        import memory_plan  # reads the table
-
+        (APP / plan.TABLE).write_text(plan.table_text(fitted(rows)))
         for setting in HELD_OUT:
-            model = memory_plan.Model(setting.model, setting.alpha, setting.recipe)
-            limit = -(-memory_plan.needed(model, setting.batch) // MEBIBYTE)
-            measured(devices, setting, limit, cores)
+            limit = -(-setting.planned // MEBIBYTE)
+            told = devices.run(setting, f"{limit}m", cores)
+            note(setting, told["peak"] / MEBIBYTE, limit, told["died"])
             write_rows("memory", rows)
     publish("memory", table())
     picture.lines("memory", curves(), "batch size", "peak, MiB")
-
-
-def _order(row: dict[str, Any]) -> tuple[str, str, float, int]:
-    return row["model"], row["recipe"], float(row["alpha"]), int(row["batch_size"])
 
 
 # --- what is shown -----------------------------------------------------------------------------

@@ -14,13 +14,13 @@ KEYWORDS = {"and", "or", "unless", "bool", "offset", "inf", "nan"}
 
 @dataclass(frozen=True)
 class Query:
-    """An expression and where it stands: the dashboard's file and the panel's title."""
+    """An expression, and its place: the dashboard's file and the panel's title."""
 
     where: str
     expression: str
 
     def expand(self, values: Mapping[str, list[str]]) -> str:
-        """The expression as Grafana asks it when all values of each variable are chosen."""
+        """The expression that Grafana sends if all values of each variable are selected."""
         return re.sub(
             r"\$(\w+)", lambda found: "(" + "|".join(values[found[1]]) + ")", self.expression
         )
@@ -33,7 +33,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def panels(path: Path) -> Iterator[dict[str, Any]]:
-    """The panels, those inside rows too; a row or a text shows no metric."""
+    """The panels that show metrics, also those inside rows."""
     waiting = list(read(path)["panels"])
     while waiting:
         panel = waiting.pop(0)
@@ -43,7 +43,7 @@ def panels(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def queries(path: Path) -> Iterator[Query]:
-    """All queries of a dashboard, those of its annotations too."""
+    """All queries of a dashboard, including those of its annotations."""
     for panel in panels(path):
         for target in panel["targets"]:
             yield Query(f"{path.name}: {panel['title']}", target["expr"])
@@ -52,12 +52,12 @@ def queries(path: Path) -> Iterator[Query]:
 
 
 def variables(path: Path) -> dict[str, tuple[str, str]]:
-    """Name of each variable to the series and the label that its values are of."""
+    """The series and the label whose values a variable has, by the variable's name."""
     found = {}
     for variable in read(path)["templating"]["list"]:
-        asked = re.fullmatch(r"label_values\((.+), *(\w+)\)", variable["query"]["query"])
-        assert asked, variable
-        found[str(variable["name"])] = (asked[1], asked[2])
+        query = re.fullmatch(r"label_values\((.+), *(\w+)\)", variable["query"]["query"])
+        assert query, variable
+        found[str(variable["name"])] = (query[1], query[2])
     return found
 
 

@@ -1,7 +1,8 @@
-"""What the tests have in common: where things are and how they are read."""
+"""Shared by all tests: where things are, and how to read and run them."""
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,17 +16,17 @@ ROOT = Path(__file__).parents[1]
 
 
 def program(name: str) -> str:
-    """A program of the control node's virtual environment."""
+    """Return the path of a program of the control node's virtual environment."""
     return str(Path(sys.executable).with_name(name))
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file, None where there is no such file."""
+    """Return the content of a YAML file; None if there is no such file."""
     return yaml.safe_load(path.read_text()) if path.exists() else None
 
 
 def load(path: Path) -> ModuleType:
-    """A plugin as a module: Ansible finds plugins by directory, not by import."""
+    """Load a plugin as a module: Ansible finds plugins by directory, not by import."""
     spec = importlib.util.spec_from_file_location(f"under_test_{path.stem}", path)
     assert spec
     assert spec.loader
@@ -35,19 +36,19 @@ def load(path: Path) -> ModuleType:
 
 
 def run_task(directory: Path, task: dict[str, Any], *arguments: str) -> tuple[str, dict[str, Any]]:
-    """What a play of one task printed, and what the task returned; {} where it failed.
+    """Run a play of one task; return its output and the task's result, which is {} if it failed.
 
     Args:
-        directory: where there is room for the play.
+        directory: for the files of the play.
         task: its module and keywords.
         arguments: of ansible-playbook.
     """
-    playbook, answer = directory / "play.yml", directory / "answer.json"
+    playbook, result_file = directory / "play.yml", directory / "result.json"
     copy = {
-        "ansible.builtin.copy": {"content": "{{ told | to_json }}", "dest": str(answer)},
+        "ansible.builtin.copy": {"content": "{{ result | to_json }}", "dest": str(result_file)},
         "check_mode": False,
     }
-    tasks = [task | {"register": "told"}, copy]
+    tasks = [task | {"register": "result"}, copy]
     playbook.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
     command = [program("ansible-playbook"), "-i", "localhost,", "--connection", "local"]
     command += ["-e", f"ansible_python_interpreter={sys.executable}", str(playbook), *arguments]
@@ -59,13 +60,24 @@ def run_task(directory: Path, task: dict[str, Any], *arguments: str) -> tuple[st
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    told: dict[str, Any] = json.loads(answer.read_text()) if done.returncode == 0 else {}
-    return done.stdout, told
+    result: dict[str, Any] = json.loads(result_file.read_text()) if done.returncode == 0 else {}
+    return done.stdout, result
+
+
+def page_commands(name: str) -> list[str]:
+    """Return the commands of a page of docs/ that a test runs, in order.
+
+    They are the lines of the `console` blocks that follow the comment `<!-- test: NAME -->`.
+    """
+    text = (ROOT / "docs" / f"{name}.md").read_text()
+    block = rf"^<!-- test: {name} -->\n```console\n(.*?)^```$"
+    blocks = re.findall(block, text, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
 def files(*directories: str) -> list[Path]:
-    """All files that are, or are about to be, in the repository; or those of some directories."""
-    # The clone may belong to somebody else than who runs the tests.
+    """Return all files that are or will be in the repository, or those of some directories."""
+    # The clone may belong to another user than the one who runs the tests.
     command = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"]
     command += ["--cached", "--others", "--exclude-standard", "--", *directories]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
@@ -74,7 +86,7 @@ def files(*directories: str) -> list[Path]:
 
 
 def texts(*directories: str) -> Iterator[tuple[str, str]]:
-    """Path in the repository and content of each text file."""
+    """Yield the path in the repository and the content of each text file."""
     for path in files(*directories):
         content = path.read_bytes()
         if b"\0" not in content:

@@ -1,47 +1,29 @@
-"""Small real data: what is tested is tested on it, in the image as it is shipped."""
+"""Fixtures, and the environment of the tests."""
 
+import os
+import sys
+import tempfile
 from pathlib import Path
-from typing import Any
+
+# The data-set libraries read these when they are imported.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="mobilenet-tests-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("FLOWERBED_DATA", None)
+sys.path.insert(0, str(Path(__file__).parent))  # examples.py, in every import mode of pytest
 
 import numpy as np
 import pytest
+from examples import CLASSES, make_images
+from flwr.supercore.task_identity import TaskIdentity
+from mobilenet.data import Data
 
-from flowerbed.data import Plan, prepare
-
-
-@pytest.fixture(scope="session")
-def plan() -> dict[str, Any]:
-    """A plan over scikit-learn's digits for two devices."""
-    return {
-        "dataset": "digits",
-        "examples": 400,
-        "partitions": 2,
-        "seed": 7,
-        "test": True,
-        "devices": [
-            {"device": "phone", "partition": 0, "fraction": 1.0},
-            {"device": "pi", "partition": 1, "fraction": 0.5},
-        ],
-    }
+TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # messages carry it
 
 
 @pytest.fixture(scope="session")
-def shards(plan: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shards of `plan` on disk."""
-    output = tmp_path_factory.mktemp("shards")
-    prepare(Plan.model_validate(plan), output)
-    return output
-
-
-@pytest.fixture
-def device_settings() -> dict[str, Any]:
-    """The configuration that a ClientApp hands over, for a small device."""
-    return {
-        "device": "phone",
-        "device-class": "budget_phone",
-        "machine": "local",
-        "batch-size": 16,
-    }
+def data() -> Data:
+    """The images of one device: 160 for training, 40 for evaluation."""
+    return Data(make_images(160, seed=1), make_images(40, seed=2), CLASSES)
 
 
 @pytest.fixture

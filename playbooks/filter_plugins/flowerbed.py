@@ -49,7 +49,7 @@ OF_ITS_OWN = (
     *("device_class", "device_memory", "device_learning_rate", "device_optimizer"),
     *("device_local_epochs", "device_availability", "device_out_of_memory_policy"),
     *("device_docker_network", "device_shards_directory", "device_certificates_directory"),
-    "device_keys_directory",
+    *("device_keys_directory", "device_apps_directory"),
 )
 """What the role device takes from the inventory as it is."""
 
@@ -59,7 +59,9 @@ def given_to(
     machine: str,
     hostvars: Mapping[str, Any],
     *,
+    everybody: list[str],
     batches: Mapping[str, int],
+    configs: Mapping[str, Mapping[str, Any]],
     recipe: list[str],
 ) -> dict[str, dict[str, Any]]:
     """What the role device is given for each of the devices on a machine.
@@ -68,7 +70,9 @@ def given_to(
         devices: those that live there.
         machine: its name. What has been found on it is among its variables.
         hostvars: the variables of all hosts.
+        everybody: the devices of the lab, among whom partitions are numbered by name.
         batches: examples a training step of each device.
+        configs: further configuration of each device, for the app.
         recipe: what the role makes of it, as text.
 
     Returns:
@@ -76,6 +80,7 @@ def given_to(
         its shard and its key included.
     """
     here = hostvars[machine]
+    partitions = {device: number for number, device in enumerate(sorted(everybody))}
     given = {}
     for device in devices:
         own = hostvars[device]
@@ -85,6 +90,9 @@ def given_to(
             "quota": quota_of(device, hostvars),
             "batch": batches[device],
             "share": shard.get("fraction", 1.0),
+            "partition": partitions[device],
+            "partitions": len(partitions),
+            "app_config": dict(configs[device]),
         }
         parts = [
             *(values, machine, recipe, shard.get("fingerprint")),
@@ -145,6 +153,24 @@ def served(references: Mapping[str, str], images: list[str]) -> dict[str, str]:
     built it, its digest where it was pulled.
     """
     return {image: f"flowerbed/{image}:{references[image].split(':')[-1]}" for image in images}
+
+
+_IMAGES = {
+    "superlink": "application",
+    **{part: part for part in ("cadvisor", "gate", "grafana", "prometheus")},
+}
+"""Parts of the lab and the image that their container runs."""
+
+
+def images_of(containers: list[dict[str, Any]]) -> dict[str, str]:
+    """What the engine calls the images that containers of a lab run, by name.
+
+    Args:
+        containers: as docker_host_info lists them.
+    """
+    parts = {(each.get("Labels") or {}).get("flowerbed.part"): each["Image"] for each in containers}
+    images = {image: parts[part] for part, image in _IMAGES.items() if part in parts}
+    return {"application": parts["device"], **images} if "device" in parts else images
 
 
 def keys_of(
@@ -405,6 +431,7 @@ class FilterModule:
             "devices_on": devices_on,
             "fault_problems": fault_problems,
             "given_to": given_to,
+            "images_of": images_of,
             "in_reach": in_reach,
             "keys_of": keys_of,
             "machine_of": machine_of,

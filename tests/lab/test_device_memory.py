@@ -25,7 +25,8 @@ def test_a_device_lives_with_what_is_planned_and_dies_of_less(benchmark: Any) ->
     plan = importlib.import_module("memory_plan")
     setting = benchmark.Setting("mobilenet", "small-images", 0.25, BATCH)
     assert setting not in benchmark.IN_TABLE
-    planned = plan.needed(plan.Model("mobilenet", 0.25, "small-images"), BATCH)
+    need = plan.need_of(plan.app_of({}))
+    planned = plan.needed(need, BATCH)
     limits = [str(planned), str(int(planned * LITTLE))]
     with (
         benchmark.devices_without_a_lab(docker.from_env()) as devices,

@@ -1,4 +1,4 @@
-"""The local lab from nothing to nothing; the tests build on each other, in this order."""
+"""The local lab, deployed by the fixture `lab`; the tests build on each other, in this order."""
 
 import csv
 import json
@@ -50,6 +50,11 @@ def _bytes(text: str) -> int:
 def _rows(run: str, file: str) -> list[dict[str, str]]:
     with (RESULTS / run / file).open() as lines:
         return list(csv.DictReader(lines))
+
+
+def _trained(run: str) -> list[dict[str, str]]:
+    """The rows of a run's messages that asked for training."""
+    return [row for row in _rows(run, "devices.csv") if row["type"] == "train"]
 
 
 def test_check_mode_reaches_the_end_without_docker(
@@ -135,7 +140,7 @@ def test_results_are_what_prometheus_saw(lab: Played) -> None:
 
 
 def test_every_device_took_part(lab: Played, inventory: dict[str, dict[str, Any]]) -> None:
-    rows = _rows("test-first", "devices.csv")
+    rows = _trained("test-first")
     assert {(row["device"], int(row["round"])) for row in rows} == {
         (device, number) for device in inventory for number in range(1, ROUNDS + 1)
     }
@@ -152,7 +157,7 @@ def test_every_device_took_part(lab: Played, inventory: dict[str, dict[str, Any]
 
 def test_the_parts_of_a_round_add_up_to_it(lab: Played) -> None:
     rounds = {row["round"]: row for row in _rows("test-first", "rounds.csv")}
-    rows = _rows("test-first", "devices.csv")
+    rows = _trained("test-first")
     for number, row in rounds.items():
         whole = float(row["seconds"])
         server = [float(row[f"{part}_seconds"]) for part in ("configure", "aggregate", "evaluate")]
@@ -185,7 +190,7 @@ def test_the_model_loads_in_plain_keras(lab: Played) -> None:
     code = (
         "import json, keras, numpy as np\n"
         "model = keras.models.load_model('/results/model.keras')\n"
-        "images, labels = (np.load(f'/shard/test_{n}.npy') for n in ('images', 'labels'))\n"
+        "images, labels = (np.load(f'/shard/test/{n}.npy') for n in ('image', 'label'))\n"
         "hits = model.predict(images, verbose=0, batch_size=128).argmax(1) == labels\n"
         "print(json.dumps([len(labels), float(hits.mean())]))\n"
     )
@@ -247,7 +252,7 @@ def test_a_stranger_gets_nowhere(
     image = device.attrs["Config"]["Image"]
     common: dict[str, Any] = {"user": "10001:10001", "labels": ["flowerbed-test"]}
     tmp_path.chmod(0o777)
-    make = ["python", "-m", "flowerbed.keys", "/keys", "stranger"]
+    make = ["python", "-m", "flowerbed.device.keys", "/keys", "stranger"]
     keys = {str(tmp_path): {"bind": "/keys", "mode": "rw"}}
     engine.containers.run(image, make, volumes=keys, remove=True, **common)
     command = ["flower-supernode", "--superlink=flowerbed-superlink:9092", "--max-retries=1"]
@@ -405,8 +410,8 @@ def test_a_run_survives_its_faults(
     engine: docker.DockerClient,
     inventory: dict[str, dict[str, Any]],
 ) -> None:
-    """In round 1 a trainer and a SuperNode are killed by hand; the rest is on schedule."""
-    trainer, supernode, container, full = sorted(inventory)
+    """In round 1 a worker and a SuperNode are killed by hand; the rest is on schedule."""
+    worker, supernode, container, full = sorted(inventory)
     faults: list[dict[str, Any]] = [
         {"at_round": 1, "do": "kill", "device": container, "seconds": 3},
         {"at_round": 2, "do": "restart_superlink"},
@@ -420,28 +425,28 @@ def test_a_run_survives_its_faults(
         eventually(lambda: _status()["state"] == "running", 300, "the run is running")
         time.sleep(1)
         _kill(engine, supernode, "flower-supernod")  # the kernel keeps 15 letters
-        busy = engine.containers.get(f"flowerbed-device-{trainer}")
+        busy = engine.containers.get(f"flowerbed-device-{worker}")
         at_work = b"train, round 1"
-        eventually(lambda: at_work in busy.logs(since=began), 60, f"{trainer} trains")
-        _kill(engine, trainer, "flowerbed.trainer")
+        eventually(lambda: at_work in busy.logs(since=began), 60, f"{worker} trains")
+        _kill(engine, worker, "flowerbed.device.worker")
 
     more = {"training_run": "test-faults", "training_rounds": 5, "training_round_timeout": 150}
     with _beside(disturb):
         play("train", training_faults=faults, **(variables | more))
-    rows = _rows("test-faults", "devices.csv")
+    rows = _trained("test-faults")
     first = {row["device"]: row["outcome"] for row in rows if row["round"] == "1"}
-    assert first[trainer] == "error"
+    assert first[worker] == "error"
     assert first[supernode] == first[container] == "offline"
     last = {row["device"]: row["outcome"] for row in rows if row["round"] == "5"}
     assert set(last.values()) == {"completed"}
     assert set(last) == set(inventory)
-    reason = next(r["reason"] for r in rows if r["device"] == trainer and r["outcome"] == "error")
+    reason = next(r["reason"] for r in rows if r["device"] == worker and r["outcome"] == "error")
     assert "signal 9" in reason
     third = {row["device"]: row["outcome"] for row in rows if row["round"] == "3"}
     # Killed before it was asked, it is waited for and completes.
     assert third[full] in ("out_of_memory", "completed")
     log = engine.containers.get(f"flowerbed-device-{full}").logs()
-    assert b"the trainer died of: out_of_memory" in log
+    assert b"the worker died of: out_of_memory" in log
     for number in range(1, 6):
         assert len({row["device"] for row in rows if row["round"] == str(number)}) == len(inventory)
     struck = _rows("test-faults", "faults.csv")
@@ -497,7 +502,7 @@ def test_a_paused_device_is_alerted_and_counted(
     with _beside(disturb):
         play("train", **(variables | more))
     outcomes: dict[str, int] = {}
-    for row in _rows("test-paused", "devices.csv"):
+    for row in _trained("test-paused"):
         if row["device"] == paused:
             outcomes[row["outcome"]] = outcomes.get(row["outcome"], 0) + 1
         else:
@@ -536,7 +541,7 @@ def test_a_stuck_device_holds_no_paced_round_up(
     more["training_strategy_parameters"] = {"box": box, "grace": grace}
     with _beside(disturb):
         play("train", **(variables | more))
-    rounds, devices = _rows("test-paced", "rounds.csv"), _rows("test-paced", "devices.csv")
+    rounds, devices = _rows("test-paced", "rounds.csv"), _trained("test-paced")
     # The server looks twice a second.
     assert all(float(row["devices_seconds"]) <= box + grace + 1.5 for row in rounds)
     (late,) = (row for row in devices if row["outcome"] == "late")
@@ -636,9 +641,7 @@ def test_classes_are_as_fast_as_the_catalogue_says(
 
     A round of ten seconds tells as much of what else the machine did, and of who shared a core.
     """
-    rows = [
-        row for run in ("first", "paced", "watched") for row in _rows(f"test-{run}", "devices.csv")
-    ]
+    rows = [row for run in ("first", "paced", "watched") for row in _trained(f"test-{run}")]
     measured = {
         device: statistics.median(
             float(row["examples_per_second"])
@@ -705,31 +708,3 @@ def test_missing_devices_are_named(
     assert log.read_text().splitlines()[-1] in played.output
     assert "flowerbed-serverapp" in _logs("test-missing")
     assert "not ready after 60 s" in (RESULTS / "test-missing/report.html").read_text()
-
-
-def test_teardown_leaves_the_data_and_purge_nothing(
-    lab: Played, engine: docker.DockerClient
-) -> None:
-    stranger = engine.containers.run(
-        run_yml("test-first")["lab"]["images"]["prometheus"],
-        entrypoint=["sleep", "300"],
-        name="stranger",
-        detach=True,
-        auto_remove=True,
-    )
-    try:
-        play("teardown")
-        assert not engine.containers.list(all=True, filters={"label": "flowerbed.part"})
-        left = {network.name for network in engine.networks.list()}
-        assert not left & {"flowerbed", "flowerbed-control"}
-        assert (HOME / "superlink/results/test-first/model.keras").exists()
-        assert engine.images.list(filters={"label": "flowerbed.image=application"})
-        assert play("teardown").changed == 0
-        stranger.reload()
-        assert stranger.status == "running"
-    finally:
-        stranger.kill()
-    play("teardown", teardown_purge=True)
-    assert not HOME.exists()
-    assert not engine.images.list(filters={"label": "flowerbed.image"})
-    assert (RESULTS / "test-first/model.keras").exists()

@@ -1,4 +1,4 @@
-"""Prometheus' rules and the dashboards' queries, judged by the promtool of the lab's image."""
+"""Prometheus' rules and the dashboards' queries, checked by the promtool of the lab's image."""
 
 import subprocess
 from pathlib import Path
@@ -14,10 +14,10 @@ HERE = Path(__file__).parent
 
 
 def _promtool(*arguments: str, directory: Path) -> str:
-    """Run promtool on the files of a directory, which stand in /tests; the rules in /files.
+    """Run promtool with the files of a directory in /tests and the rules in /files.
 
     Returns:
-        What it printed; an error of promtool is one of the test.
+        What promtool printed; the test fails if promtool does.
     """
     assert IMAGE.exists(), f"{IMAGE} is missing: make images"
     command = ["docker", "run", "--rm", "--network", "none", "--read-only", "--tmpfs", "/tmp"]
@@ -42,11 +42,11 @@ def test_the_rules_are_valid() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in HERE.glob("*.yml")))
-def test_the_rules_do_what_they_shall(name: str) -> None:
+def test_the_rules_have_the_expected_results(name: str) -> None:
     _promtool("test", "rules", f"/tests/{name}", directory=HERE)
 
 
-def test_every_alert_is_tested_where_it_fires_and_where_it_does_not() -> None:
+def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() -> None:
     rules = yaml.safe_load((RULES / "alerts.yml").read_text())["groups"]
     alerts = {rule["alert"] for group in rules for rule in group["rules"]}
     tests = yaml.safe_load((HERE / "alerts_test.yml").read_text())["tests"]
@@ -66,5 +66,5 @@ def test_every_query_of_every_dashboard_parses(tmp_path: Path) -> None:
         yaml.safe_dump({"groups": [{"name": "q", "rules": rules}]})
     )
     tmp_path.chmod(0o755)
-    told = _promtool("check", "rules", "--lint=none", "/tests/queries.yml", directory=tmp_path)
-    assert f"{len(rules)} rules found" in told
+    printed = _promtool("check", "rules", "--lint=none", "/tests/queries.yml", directory=tmp_path)
+    assert f"{len(rules)} rules found" in printed

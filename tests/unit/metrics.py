@@ -1,11 +1,12 @@
-"""The metrics of the app, read from its source: its libraries are not on the control node."""
+"""The metrics of the lab, read from their source: its libraries are not on the control node."""
 
 import ast
 from typing import Any
 
 from repository import ROOT
 
-SOURCE = ROOT / "app/flowerbed/metrics.py"
+SOURCE = ROOT / "runtime/flowerbed/server/metrics.py"
+RESULTS = ROOT / "runtime/flowerbed/results.py"
 DEVICE_LABELS = ("device", "device_class")
 
 
@@ -30,15 +31,15 @@ def flowerbed_metrics() -> dict[str, tuple[str, ...]]:
                 "GaugeMetricFamily",
                 "CounterMetricFamily",
             ):
-                (told,) = (word.value for word in keywords if word.arg == "labels")
+                (expression,) = (word.value for word in keywords if word.arg == "labels")
                 full = f"{name}_total" if kind == "CounterMetricFamily" else name
-                found[full] = tuple(_labels(told, constants))
+                found[full] = tuple(_labels(expression, constants))
     return found
 
 
-def _labels(told: ast.expr, constants: dict[str, Any]) -> list[str]:
+def _labels(expression: ast.expr, constants: dict[str, Any]) -> list[str]:
     """The labels of an expression of names and constants."""
-    match told:
+    match expression:
         case ast.Tuple(elements):
             return [label for element in elements for label in _labels(element, constants)]
         case ast.Starred(value):
@@ -47,4 +48,14 @@ def _labels(told: ast.expr, constants: dict[str, Any]) -> list[str]:
             return list(constants[name])
         case ast.Constant(str(label)):
             return [label]
-    raise AssertionError(f"{ast.unparse(told)} is no list of labels")
+    raise AssertionError(f"{ast.unparse(expression)} is not a list of labels")
+
+
+def outcomes() -> set[str]:
+    """The outcomes of a message."""
+    found: dict[str, tuple[str, ...]] = {}
+    for node in ast.parse(RESULTS.read_text()).body:
+        match node:
+            case ast.Assign([ast.Name(name)], ast.Tuple() as value) if name.endswith("OUTCOMES"):
+                found[name] = tuple(_labels(value, found))
+    return set(found["OUTCOMES"])

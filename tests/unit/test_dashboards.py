@@ -1,4 +1,4 @@
-"""Grafana's dashboards: complete, and asking for nothing that nobody measures."""
+"""Grafana's dashboards: complete, and their queries are for metrics that exist."""
 
 import importlib
 import json
@@ -14,14 +14,14 @@ from dashboards import DASHBOARDS, metric_names, panels, queries, read, variable
 from grafana_foundation_sdk import models
 from grafana_foundation_sdk.cog import encoder, plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard, DataTransformerConfig, Panel
-from metrics import flowerbed_metrics
+from metrics import flowerbed_metrics, outcomes
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from repository import ROOT, read_yaml
 
 OTHERS = re.compile(r"(?:container|machine|scrape)_\w+|up|ALERTS")
-"""What cAdvisor and Prometheus itself tell."""
+"""Metrics of cAdvisor and of Prometheus itself."""
 OF_PROMETHEUS = {"step", "textFormat", "titleFormat", "useValueForTime"}
-"""What an annotation has for Prometheus in particular; the schema is that of all data sources."""
+"""Keys of an annotation for Prometheus; the schema covers what all data sources have in common."""
 
 
 def _walk(node: Any) -> Iterator[dict[str, Any]]:
@@ -34,7 +34,7 @@ def _walk(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def _provisioned() -> set[str]:
-    """The data sources that the role `grafana` provisions, by uid."""
+    """The uids of the data sources that the role `grafana` provisions."""
     return {
         source["uid"]
         for tasks in (ROOT / "roles/grafana/tasks").glob("*.yml")
@@ -74,23 +74,23 @@ def test_no_two_dashboards_have_the_same_uid_or_title() -> None:
         assert len(set(values)) == len(values), key
 
 
-def _unknown(told: Any, kept: Any, where: str = "") -> Iterator[str]:
-    """Where a document says what the schema has no place for."""
-    if isinstance(told, dict):
-        for key, value in told.items():
+def _unknown(document: Any, kept: Any, where: str = "") -> Iterator[str]:
+    """Where a document has keys that the schema does not have."""
+    if isinstance(document, dict):
+        for key, value in document.items():
             if not isinstance(kept, dict) or key not in kept:
                 yield f"{where}.{key}"
             else:
                 yield from _unknown(value, kept[key], f"{where}.{key}")
-    elif isinstance(told, list):
-        for number, value in enumerate(told):
+    elif isinstance(document, list):
+        for number, value in enumerate(document):
             yield from _unknown(value, kept[number], f"{where}[{number}]")
-    elif told != kept:
-        yield f"{where}: {told!r} became {kept!r}"
+    elif document != kept:
+        yield f"{where}: {document!r} became {kept!r}"
 
 
 def _mistyped(node: Any, where: str = "") -> Iterator[str]:
-    """Where a value is not of the type, or not among the choices, that the schema has for it."""
+    """Where a value has another type than in the schema, or is none of its choices."""
     if isinstance(node, dict | list):
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
             yield from _mistyped(value, f"{where}[{key}]")
@@ -105,22 +105,22 @@ def _mistyped(node: Any, where: str = "") -> Iterator[str]:
             yield from _mistyped(value, f"{where}.{name}")
 
 
-def _judge(told: dict[str, Any]) -> list[str]:
-    """What Grafana's schema has against a dashboard."""
+def _problems(document: dict[str, Any]) -> list[str]:
+    """Violations of Grafana's schema in a dashboard."""
     plugins.register_default_plugins()
-    dashboard = Dashboard.from_json(told)
+    dashboard = Dashboard.from_json(document)
     for panel in dashboard.panels or []:
-        if isinstance(panel, Panel):  # what it leaves as it is
+        if isinstance(panel, Panel):  # from_json leaves transformations as they are
             found: list[Any] = panel.transformations or []
             panel.transformations = [DataTransformerConfig.from_json(each) for each in found]
     kept = json.loads(json.dumps(dashboard, cls=encoder.JSONEncoder))
-    problems = [*_unknown(told, kept), *_mistyped(dashboard)]
+    problems = [*_unknown(document, kept), *_mistyped(dashboard)]
     return [p for p in problems if p.rsplit(".", 1)[-1] not in OF_PROMETHEUS]
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.name)
 def test_a_dashboard_is_valid(path: Path) -> None:
-    assert _judge(read(path)) == []
+    assert _problems(read(path)) == []
     kinds = {module.name for module in pkgutil.iter_modules(models.__path__)}
     for panel in panels(path):
         kind = panel["type"].replace("-", "")
@@ -128,14 +128,14 @@ def test_a_dashboard_is_valid(path: Path) -> None:
         assert hasattr(importlib.import_module(f"{models.__name__}.{kind}"), "Options")
 
 
-def test_what_is_not_valid_is_found() -> None:
+def test_problems_of_a_dashboard_are_found() -> None:
     dashboard = read(DASHBOARDS[0])
     panel = next(p for p in dashboard["panels"] if p["type"] == "timeseries")
     panel["fieldConfig"]["defaults"]["untit"] = "s"
     panel["options"]["legend"]["placement"] = "above"
     panel["gridPos"]["h"] = "tall"
-    told = " ".join(_judge(dashboard))
-    assert all(word in told for word in ("untit", "placement", "h:"))
+    problems = " ".join(_problems(dashboard))
+    assert all(word in problems for word in ("untit", "placement", "h:"))
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.name)
@@ -152,8 +152,8 @@ def test_every_panel_is_complete(path: Path) -> None:
         assert panel["fieldConfig"]["defaults"].get("unit"), title
         assert panel["targets"], title
         assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
-        for asker in (panel, *panel["targets"]):
-            assert asker["datasource"] == mine, title
+        for each in (panel, *panel["targets"]):
+            assert each["datasource"] == mine, title
     dashboard = read(path)
     for other in (*dashboard["templating"]["list"], *dashboard["annotations"]["list"]):
         assert other["datasource"] == mine, other["name"]
@@ -177,14 +177,14 @@ def test_rounds_and_faults_are_annotations(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.name)
-def test_every_variable_asked_for_is_one(path: Path) -> None:
+def test_every_variable_in_a_query_exists(path: Path) -> None:
     known = set(variables(path))
     used = {name for query in queries(path) for name in re.findall(r"\$(\w+)", query.expression)}
     assert used == known
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.name)
-def test_every_metric_asked_for_is_measured(path: Path) -> None:
+def test_every_metric_in_a_query_exists(path: Path) -> None:
     known = set(flowerbed_metrics()) | {rule["record"] for rule in _rules() if "record" in rule}
     for query in queries(path):
         names = metric_names(query.expression)
@@ -193,7 +193,7 @@ def test_every_metric_asked_for_is_measured(path: Path) -> None:
         assert not unknown, query.where
 
 
-def test_every_metric_in_a_rule_is_measured() -> None:
+def test_every_metric_in_a_rule_exists() -> None:
     rules = _rules()
     known = set(flowerbed_metrics()) | {rule["record"] for rule in rules if "record" in rule}
     for rule in rules:
@@ -201,8 +201,20 @@ def test_every_metric_in_a_rule_is_measured() -> None:
         assert not unknown, rule
 
 
-def test_every_metric_is_shown_or_alerts() -> None:
-    asked = [query.expression for path in DASHBOARDS for query in queries(path)]
-    asked += [rule["expr"] for rule in _rules()]
-    used = {name for expression in asked for name in metric_names(expression)}
+def test_every_metric_is_used_in_a_dashboard_or_a_rule() -> None:
+    expressions = [query.expression for path in DASHBOARDS for query in queries(path)]
+    expressions += [rule["expr"] for rule in _rules()]
+    used = {name for expression in expressions for name in metric_names(expression)}
     assert set(flowerbed_metrics()) - used == {"flowerbed_run_started_seconds"}
+
+
+def test_every_outcome_has_a_colour() -> None:
+    by_title = {panel["title"]: panel for path in DASHBOARDS for panel in panels(path)}
+    bars = by_title["Outcomes"]["fieldConfig"]["overrides"]
+    assert {override["matcher"]["options"] for override in bars} == outcomes()
+    timeline = by_title["Last outcome"]
+    values = timeline["fieldConfig"]["defaults"]["mappings"][0]["options"]
+    expression = timeline["targets"][0]["expr"]
+    asked = re.findall(r'(\d) \* max by \(device\) \(\w+\{outcome="(\w+)"', expression)
+    assert {number: value["text"] for number, value in values.items()} == dict(asked)
+    assert {outcome for _, outcome in asked} == outcomes()

@@ -22,9 +22,21 @@ def _lab() -> dict[str, dict[str, Any]]:
 
 
 def _given(
-    hostvars: dict[str, dict[str, Any]], batch: int = 32, recipe: str = "one"
+    hostvars: dict[str, dict[str, Any]],
+    batch: int = 32,
+    recipe: str = "one",
+    others: tuple[str, ...] = (),
+    config: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    told = playbooks.given_to(["pi"], "board", hostvars, batches={"pi": batch}, recipe=[recipe])
+    told = playbooks.given_to(
+        ["pi"],
+        "board",
+        hostvars,
+        everybody=[*others, "pi"],
+        batches={"pi": batch},
+        configs={"pi": config or {}},
+        recipe=[recipe],
+    )
     assert told.keys() == {"pi"}
     given: dict[str, Any] = told["pi"]
     return given
@@ -37,6 +49,9 @@ def test_a_device_is_given_what_was_found_on_its_machine() -> None:
         "quota": 0.5,
         "batch": 32,
         "share": 0.5,
+        "partition": 0,
+        "partitions": 1,
+        "app_config": {},
         "definition": "",
     }
     assert _given(_lab()) == given
@@ -59,10 +74,21 @@ def test_whatever_it_is_made_of_makes_it_anew(host: str, variable: str, value: A
     assert _given(changed)["definition"] != _given(_lab())["definition"]
 
 
-def test_so_do_batch_and_what_the_role_makes_of_it() -> None:
-    others = ({"batch": 16}, {"recipe": "two"})
-    definitions = {_given(_lab(), **other)["definition"] for other in ({}, *others)}
-    assert len(definitions) == 3
+def test_so_do_batch_configuration_other_devices_and_what_the_role_makes_of_it() -> None:
+    others: list[dict[str, Any]] = [
+        {},
+        {"batch": 16},
+        {"recipe": "two"},
+        {"others": ("phone",)},
+        {"config": {"camera": "front"}},
+    ]
+    definitions = {_given(_lab(), **other)["definition"] for other in others}
+    assert len(definitions) == len(others)
+
+
+def test_partitions_are_numbered_by_name() -> None:
+    given = _given(_lab(), others=("laptop", "tablet"))
+    assert (given["partition"], given["partitions"]) == (1, 3)
 
 
 def test_a_network_does_not() -> None:

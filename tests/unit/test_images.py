@@ -24,7 +24,7 @@ LATEST = re.compile(r":lates[t]\b")  # which is not found in this line
 
 def _locked(lock: str) -> dict[str, tuple[Requirement, list[str]]]:
     """Name to requirement and hashes."""
-    text = (ROOT / "app" / lock).read_text()
+    text = (ROOT / "runtime" / lock).read_text()
     entries: dict[str, tuple[Requirement, list[str]]] = {}
     for match in ENTRY.finditer(text):
         requirement = Requirement(match["requirement"])
@@ -84,7 +84,7 @@ def test_the_locks_hold_a_version_and_hashes_for_each_requirement(lock: str) -> 
 
 
 def test_the_lock_is_that_of_requirements_in() -> None:
-    wanted = _requirements("app/requirements.in")
+    wanted = _requirements("runtime/requirements.in")
     assert wanted
     locked = _locked("requirements.lock")
     for requirement in wanted:
@@ -209,20 +209,39 @@ def test_a_file_that_is_not_the_manifests_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_code_is_told_by_paths_and_contents(tmp_path: Path) -> None:
-    (tmp_path / "flowerbed/__pycache__").mkdir(parents=True)
-    for name in ("Dockerfile", "flowerbed/b", "flowerbed/__pycache__/b.pyc", "other"):
-        (tmp_path / name).write_text("")
+    runtime, app = tmp_path / "runtime", tmp_path / "my app"
+    for path in (
+        *(runtime / "Dockerfile", runtime / "other", runtime / "flowerbed/b"),
+        *(runtime / "flowerbed/__pycache__/b.pyc", app / "pyproject.toml", app / "package/a"),
+        *(app / "tests/test_a.py", app / ".venv/c"),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    directories = str(runtime), str(app)
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    assert images.code_digests(str(tmp_path)) == [["Dockerfile", empty], ["flowerbed/b", empty]]
-    (tmp_path / "flowerbed/b").write_text("b = 1")
-    assert images.code_digests(str(tmp_path))[1][1] != empty
-    (tmp_path / "flowerbed/b").chmod(0o700)
-    assert images.code_entries(str(tmp_path)) == [
-        {"path": ".", "mode": "0755"},
-        {"path": "flowerbed", "mode": "0755"},
-        {"path": "Dockerfile", "src": f"{tmp_path}/Dockerfile", "mode": "0644"},
-        {"path": "flowerbed/b", "src": f"{tmp_path}/flowerbed/b", "mode": "0755"},
+    names = ["Dockerfile", "app/package/a", "app/pyproject.toml", "flowerbed/b"]
+    assert images.code_digests(*directories) == [[name, empty] for name in names]
+    (runtime / "flowerbed/b").write_text("b = 1")
+    assert images.code_digests(*directories)[-1][1] != empty
+    (runtime / "flowerbed/b").chmod(0o700)
+    assert images.code_entries(*directories) == [
+        *({"path": path, "mode": "0755"} for path in (".", "app", "app/package", "flowerbed")),
+        {"path": "Dockerfile", "src": f"{runtime}/Dockerfile", "mode": "0644"},
+        {"path": "app/package/a", "src": f"{app}/package/a", "mode": "0644"},
+        {"path": "app/pyproject.toml", "src": f"{app}/pyproject.toml", "mode": "0644"},
+        {"path": "flowerbed/b", "src": f"{runtime}/flowerbed/b", "mode": "0755"},
     ]
+
+
+def test_a_requirement_that_cannot_be_installed_is_named() -> None:
+    """In one line, out of the engine's long message on a build that has failed."""
+    failed = (
+        "Error building flowerbed/layer - code: 1, message: The command ... returned 1, logs: "
+        "['Step 7/10', 'flowerbed: numpy>=99 cannot be installed: no versions fit\\x1b[0m', '']"
+    )
+    told = images.layer_problem(failed, "server")
+    assert told == "server: the app's requirement numpy>=99 cannot be installed: no versions fit"
+    assert images.layer_problem("no such image", "server") == "server: no such image"
 
 
 def test_what_is_there_is_taken_from_the_first_source_that_has_it() -> None:

@@ -1,4 +1,4 @@
-"""Where roles hand over to the app: both sides have the same names, choices and defaults."""
+"""Where the control node hands over to containers: both sides have the same names and choices."""
 
 import ast
 import json
@@ -10,20 +10,21 @@ from typing import Any
 import jinja2
 import pytest
 import yaml
-from repository import ROOT, read_yaml
+from repository import ROOT, load, read_yaml
 
-APP = ROOT / "app/flowerbed"
+RUNTIME = "runtime/flowerbed/settings.py"
+APP = "app/mobilenet/settings.py"
+PLAN = "runtime/flowerbed/data/plan.py"
 
-
-def _class(module: str, name: str) -> ast.ClassDef:
-    body = ast.parse((APP / f"{module}.py").read_text()).body
-    return next(n for n in body if isinstance(n, ast.ClassDef) and n.name == name)
+read_app = load(ROOT / "playbooks/action_plugins/read_app.py")
+device_config = load(ROOT / "playbooks/action_plugins/merge_device_config.py")
 
 
 def _fields(module: str, name: str) -> dict[str, ast.AnnAssign]:
-    """The fields of a settings class of the app, those of its bases too."""
+    """The fields of a settings class, those of its bases too."""
+    body = ast.parse((ROOT / module).read_text()).body
+    here = next(n for n in body if isinstance(n, ast.ClassDef) and n.name == name)
     found: dict[str, ast.AnnAssign] = {}
-    here = _class(module, name)
     for base in here.bases:
         if isinstance(base, ast.Name) and base.id != "BaseModel":
             found |= _fields(module, base.id)
@@ -48,9 +49,9 @@ def _default(field: ast.AnnAssign) -> Any:
     return ast.literal_eval(field.value)
 
 
-def _options(role: str) -> dict[str, dict[str, Any]]:
+def _options(role: str, entry: str = "main") -> dict[str, dict[str, Any]]:
     specs = read_yaml(ROOT / f"roles/{role}/meta/argument_specs.yml")
-    options: dict[str, dict[str, Any]] = specs["argument_specs"]["main"]["options"]
+    options: dict[str, dict[str, Any]] = specs["argument_specs"][entry]["options"]
     return options
 
 
@@ -67,20 +68,21 @@ def _render(template: str, **variables: Any) -> str:
     return environment.from_string((ROOT / "roles" / template).read_text()).render(variables)
 
 
-def _run_toml(**changes: Any) -> dict[str, Any]:
-    options = _options("training")
-    variables = {name: spec["default"] for name, spec in options.items() if "default" in spec}
-    variables |= {"training_name": "first", "training_devices": ["pi", "phone"]} | changes
-    return tomllib.loads(_render("training/templates/run.toml.j2", **variables))
-
-
 def _kebab(names: Any) -> set[str]:
     return {name.replace("_", "-") for name in names}
 
 
+def _of_playbooks(role: str) -> dict[str, dict[str, Any]]:
+    told = read_yaml(ROOT / "roles/preflight/vars/main.yml")["__preflight_of_playbooks"][role]
+    options: dict[str, dict[str, Any]] = told
+    return options
+
+
 def test_a_device_is_told_what_it_knows() -> None:
     settings = read_yaml(ROOT / "roles/device/vars/main.yml")["__device_settings"]
-    assert set(settings) == _kebab(_fields("config", "DeviceSettings"))
+    assert set(settings) == _kebab(_fields(RUNTIME, "DeviceSettings"))
+    assert set(settings) == set(device_config.LAB_KEYS)
+    assert _kebab(_fields(APP, "DeviceSettings")) <= set(settings)
 
 
 @pytest.mark.parametrize(
@@ -89,61 +91,71 @@ def test_a_device_is_told_what_it_knows() -> None:
         ("device_batch", "batch_size"),
         ("device_learning_rate", "learning_rate"),
         ("device_local_epochs", "local_epochs"),
+        ("device_optimizer", "optimizer"),
+        ("device_partition", "partition_id"),
+        ("device_partitions", "num_partitions"),
         ("device_share", "data_fraction"),
     ],
 )
 def test_a_device_has_one_default(option: str, field: str) -> None:
     told = _options("device")[option]["default"]
-    assert told == _default(_fields("config", "DeviceSettings")[field])
+    assert told == _default(_fields(RUNTIME, "DeviceSettings")[field])
 
 
-def test_a_plan_is_what_shards_are_cut_by() -> None:
+def test_a_plan_is_what_shards_are_dealt_by() -> None:
     plan = read_yaml(ROOT / "roles/shards/vars/main.yml")["__shards_plan"]
-    assert set(plan) == set(_fields("data", "Plan"))
+    assert set(plan) == set(_fields(PLAN, "Plan"))
+    assert set(plan["app"]) == set(_fields(PLAN, "AppArrays"))
     share = _options("shards")["shards_devices"]["options"]
-    assert set(share) == set(_fields("data", "DeviceShare"))
+    assert set(share) == set(_fields(PLAN, "DeviceShare"))
 
 
-def test_a_run_is_configured_whole() -> None:
-    wanted = _kebab(_fields("config", "RunSettings"))
+def _placed() -> dict[str, Any]:
+    """What is placed for a run by the role."""
+    tasks = read_yaml(ROOT / "roles/training/tasks/prepare.yml")
+    (task,) = (t for block in tasks for t in block.get("block", ()) if "ask_container" in t)
+    told: dict[str, Any] = task["ask_container"]
+    return told
+
+
+def test_a_run_is_told_of_whole() -> None:
+    """But for its layer, which the coordinator finds, and with the app's configuration."""
+    settings = _placed()["input"]["settings"]
+    assert set(settings) == set(_fields(RUNTIME, "LabSettings")) - {"layer"} | {"config"}
+    names = _options("training", "prepare")["training_metrics"]["options"]
+    assert set(names) == set(_fields(RUNTIME, "MetricNames"))
+
+
+def test_the_names_for_keys_are_keys_of_the_default_app() -> None:
     app = tomllib.loads((ROOT / "app/pyproject.toml").read_text())["tool"]["flwr"]["app"]
-    assert set(_run_toml()) == wanted
-    assert set(app["config"]) == wanted
-
-
-def test_a_run_by_hand_and_one_by_the_lab_have_the_same_defaults() -> None:
-    app = tomllib.loads((ROOT / "app/pyproject.toml").read_text())["tool"]["flwr"]["app"]
-    of_the_run = {"run-name", "devices"}
-    lab = _run_toml()
-    assert {k: v for k, v in lab.items() if k not in of_the_run} == {
-        k: v for k, v in app["config"].items() if k not in of_the_run
-    }
-
-
-def test_a_run_survives_quotes_in_its_parameters() -> None:
-    parameters = {"name": 'a "quoted" \\ value', "beta": 0.5}
-    run = _run_toml(training_strategy_parameters=parameters, training_strategy='x"y')
-    assert json.loads(run["strategy-parameters"]) == parameters
-    assert run["strategy"] == 'x"y'
-    assert run["devices"] == "phone,pi"
+    assert set(read_app.VARIABLES.values()) <= set(app["config"])
+    assert set(app["config"]) == _kebab(_fields(APP, "RunSettings"))
+    known = _of_playbooks("training").keys() | _options("training", "prepare").keys()
+    assert set(read_app.VARIABLES) | {"training_app", "training_config"} <= known
 
 
 @pytest.mark.parametrize(
-    ("role", "option", "module", "settings", "field"),
+    ("option", "settings", "field"),
     [
-        ("device", "device_optimizer", "config", "DeviceSettings", "optimizer"),
-        ("training", "training_model", "config", "ModelSettings", "model"),
-        ("training", "training_recipe", "config", "ModelSettings", "recipe"),
-        ("shards", "shards_fallback", "data", "Plan", "fallback"),
-        ("shards", "shards_partitioner", "data", "Plan", "partitioner"),
+        (_options("device")["device_optimizer"], (RUNTIME, "DeviceSettings"), "optimizer"),
+        (
+            _options("device")["device_out_of_memory_policy"],
+            (RUNTIME, "DeviceSettings"),
+            "out_of_memory_policy",
+        ),
+        (_of_playbooks("training")["training_model"], (APP, "ModelSettings"), "model"),
+        (_of_playbooks("training")["training_recipe"], (APP, "ModelSettings"), "recipe"),
+        (_options("shards")["shards_fallback"], (PLAN, "Plan"), "fallback"),
+        (_options("shards")["shards_partitioner"], (PLAN, "Plan"), "partitioner"),
     ],
 )
 def test_both_sides_offer_the_same(
-    role: str, option: str, module: str, settings: str, field: str
+    option: dict[str, Any], settings: tuple[str, str], field: str
 ) -> None:
-    spec, known = _options(role)[option], _fields(module, settings)[field]
-    assert spec["choices"] == _choices(known)
-    assert spec["default"] == _default(known)
+    known = _fields(*settings)[field]
+    assert option["choices"] == _choices(known)
+    if "default" in option:
+        assert option["default"] == _default(known)
 
 
 def test_prometheus_scrapes_every_target_of_every_job() -> None:

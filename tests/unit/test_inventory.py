@@ -132,7 +132,7 @@ def test_a_group_and_its_file_are_a_class(
 def test_nothing_but_the_inventory_knows_a_device_or_class(local: Inventory) -> None:
     names = "|".join(map(re.escape, [*local.classes, *local.devices]))
     known = re.compile(rf"(?<![\w-])(?:{names})(?![\w-])")
-    elsewhere = texts("roles", "playbooks", "app/flowerbed", "files")
+    elsewhere = texts("roles", "playbooks", "runtime/flowerbed", "app", "files")
     assert [name for name, text in elsewhere if known.search(text)] == []
 
 

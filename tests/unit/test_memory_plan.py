@@ -2,7 +2,7 @@
 
 import importlib
 import itertools
-import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +105,13 @@ def test_auto_goes_by_the_network_of_the_coordinator(table: None) -> None:
 @pytest.mark.parametrize(
     ("device", "share"),
     [
-        ({}, {"fraction": 1.0, "images": 0}),
-        ({"data_fraction": 0.3, "memory": "1g"}, {"fraction": 0.3, "images": 0}),
-        ({"data_fraction": "auto"}, {"fraction": 1.0, "images": 0}),
+        ({}, {"fraction": 1.0, "bytes": 0}),
+        ({"data_fraction": 0.3, "memory": "1g"}, {"fraction": 0.3, "bytes": 0}),
+        ({"data_fraction": "auto"}, {"fraction": 1.0, "bytes": 0}),
         # 600 MiB without the 585.2 of a batch of 32; the 10 that files keep in any case are theirs.
         (
             {"data_fraction": "auto", "memory": "600m"},
-            {"fraction": 1.0, "images": int(14.8 * MEBIBYTE) // 3080 + 1},
+            {"fraction": 1.0, "bytes": int(14.8 * MEBIBYTE) + 1},
         ),
     ],
 )
@@ -119,7 +119,7 @@ def test_auto_holds_the_images_that_stay_in_memory(
     table: None, device: dict[str, Any], share: dict[str, Any]
 ) -> None:
     (found,) = plan.shares([{"device": "d", "partition": 3}], hosts(**device), "m")
-    assert found.pop("images") == pytest.approx(share.pop("images"), abs=1)
+    assert found.pop("bytes") == pytest.approx(share.pop("bytes"), abs=1)
     assert found == {"device": "d", "partition": 3} | share
 
 
@@ -171,30 +171,39 @@ def test_a_run_is_held_to_what_is_deployed(table: None) -> None:
 # --- the table -----------------------------------------------------------------------------------
 
 
+def _of_playbooks(role: str) -> dict[str, dict[str, Any]]:
+    told = read_yaml(ROOT / "roles/preflight/vars/main.yml")["__preflight_of_playbooks"][role]
+    options: dict[str, dict[str, Any]] = told
+    return options
+
+
 def test_the_table_has_every_network_that_can_be_trained() -> None:
-    options = read_yaml(ROOT / "roles/training/meta/argument_specs.yml")["argument_specs"]["main"]
-    network = {name: options["options"][f"training_{name}"] for name in ("model", "recipe")}
+    options = _of_playbooks("training")
     rules = read_yaml(ROOT / "roles/preflight/vars/main.yml")["__preflight_rules"]
-    for name in network["model"]["choices"]:
-        for recipe in network["recipe"]["choices"]:
+    for name in options["training_model"]["choices"]:
+        for recipe in options["training_recipe"]["choices"]:
             for alpha in (0.01, 0.3, rules["training_model_alpha"]["maximum"]):
                 need = plan.need_of(plan.Model(name, alpha, recipe))
                 assert need.fixed > 100
                 assert need.example > 0
 
 
-def test_defaults_are_those_of_the_roles() -> None:
-    options = read_yaml(ROOT / "roles/training/meta/argument_specs.yml")["argument_specs"]["main"]
-    told = {name: option.get("default") for name, option in options["options"].items()}
-    assert plan.model_of({}) == tuple(
-        told[f"training_{name}"] for name in ("model", "model_alpha", "recipe")
-    )
-    playbooks = read_yaml(ROOT / "roles/preflight/vars/main.yml")["__preflight_of_playbooks"]
+def test_defaults_are_those_of_the_roles_and_of_the_default_app() -> None:
+    app = tomllib.loads((ROOT / "app/pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    told = app["config"]
+    assert plan.model_of({}) == (told["model"], told["alpha"], told["recipe"])
+    playbooks = _of_playbooks("device")
     device = read_yaml(ROOT / "roles/device/defaults/main.yml")
     assert device["device_batch"] == plan.DEFAULT_BATCH
-    assert playbooks["device"]["device_batch_size"]["default"] == plan.DEFAULT_BATCH
+    assert playbooks["device_batch_size"]["default"] == plan.DEFAULT_BATCH
     assert device["device_share"] == plan.DEFAULT_FRACTION
-    assert playbooks["device"]["device_data_fraction"]["default"] == plan.DEFAULT_FRACTION
+    assert playbooks["device_data_fraction"]["default"] == plan.DEFAULT_FRACTION
+
+
+def test_the_table_is_not_for_another_app() -> None:
+    devices = {"d": {"device_memory": "100m"}}
+    assert plan.memory_problems(devices, {})
+    assert plan.memory_problems(devices, {"training_app": "my-app"}) == []
 
 
 def test_a_wider_network_and_a_larger_batch_take_more() -> None:
@@ -204,12 +213,6 @@ def test_a_wider_network_and_a_larger_batch_take_more() -> None:
             needs = [plan.needed(model, 64) for model in widths]
             # Measured, so not to the byte.
             assert all(a < b * 1.03 for a, b in itertools.pairwise(needs)), (name, recipe)
-
-
-def test_an_image_has_the_bytes_that_the_app_writes() -> None:
-    data = (ROOT / "app/flowerbed/data.py").read_text()
-    side = int(re.search(r"^IMAGE_SIDE = (\d+)$", data, re.MULTILINE)[1])  # type: ignore[index]
-    assert side * side * 3 + 8 == plan._IMAGE
 
 
 @pytest.fixture

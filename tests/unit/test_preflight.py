@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,6 +167,17 @@ BAD = {
     "choice": of_laptop("device_optimizer: adm", "device_optimizer is 'adm'", "write adam"),
     "rate": of_laptop("device_network_rate: 20", "device_network_rate is 20", "20mbit or 500kbit"),
     "loss": of_laptop("device_network_loss: 101", "is 101", "too large", "from 0 to 100"),
+    "config_of_the_lab": of_laptop(
+        "device_config: {camera: front, batch-size: 3}",
+        "device_config: key 'batch-size' is the lab's own",
+        "write another name",
+    ),
+    "config_that_is_no_value": of_laptop(
+        "device_config: {lenses: [1, 2]}", "device_config: lenses is [1, 2]", "write text, a number"
+    ),
+    "config_that_is_no_dictionary": of_laptop(
+        "device_config: front", "device_config is 'front', which is no dictionary", "write one"
+    ),
     "jitter": of_laptop("device_network_jitter: 5ms", "jitter is 5ms", "device_network_delay, too"),
     "no_size": of_laptop("device_memory: 2 GB", "device_memory is '2 GB'", "write 2g"),
     "neither_size_nor_auto": of_laptop(
@@ -398,7 +410,7 @@ def test_five_hundred_devices_take_seconds_and_share_a_line(tmp_path: Path) -> N
         ("device_memory", True, (", which is no size", "write a size")),
         ("device_optimizer", False, (", which is no text", "write one of sgd, adam")),
         ("training_run", 2024, (", which is no text", "write it in quotes, '2024'")),
-        ("training_rounds", 0, (", which is too small", "1 or more, such as 5")),
+        ("training_rounds", 0, (", which is too small", "1 or more")),
         ("training_strategy_parameters", "mu", (", which is no dictionary", "write one")),
         ("images_wanted", ["grafna"], (", of which 'grafna' is wrong", "write grafana (of")),
         ("images_wanted", "grafana", (", which is no list", "write a list")),
@@ -802,26 +814,31 @@ def accepts(settings: Callable[[dict[str, Any]], Any], values: dict[str, Any]) -
     return True
 
 
-def test_ranges_are_those_of_the_app() -> None:
-    config: Any = load(ROOT / "app/flowerbed/config.py")
+def test_ranges_are_those_of_the_runtime_and_the_default_app() -> None:
+    runtime: Any = load(ROOT / "runtime/flowerbed/settings.py")
+    default_app: Any = load(ROOT / "app/mobilenet/settings.py")
     device = {"device": "d", "device_class": "c", "machine": "m"}
-    run = {
-        "run_name": "r", "devices": "", "num_server_rounds": 1, "strategy": "fedavg",
-        "strategy_parameters": "{}", "seed": 1, "round_timeout": 1, "device_wait": 1,
-    }  # fmt: skip
-    of_run = {"num_server_rounds": "rounds", "alpha": "model_alpha", "run_name": "run"}
+    app = tomllib.loads((ROOT / "app/pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    run = {name.replace("-", "_"): value for name, value in app.items()}
+    variables_of = {
+        "num_server_rounds": "training_rounds",
+        "alpha": "training_model_alpha",
+        "run_name": "training_run",
+    }
     known = settable()
     for base, settings, prefix, names in (
-        (device, config.DeviceSettings, "device", (
+        (device, runtime.DeviceSettings, "device", (
             "batch_size", "learning_rate", "local_epochs", "data_fraction", "optimizer"
         )),
-        (run, config.RunSettings, "training", (
-            "num_server_rounds", "alpha", "round_timeout", "device_wait", "run_name", "model",
-            "recipe",
+        ({"run_name": "r"}, runtime.LabSettings, "training", (
+            "run_name", "round_timeout", "device_wait"
+        )),
+        (run, default_app.RunSettings, "training", (
+            "num_server_rounds", "alpha", "model", "recipe"
         )),
     ):  # fmt: skip
         for name in names:
-            variable = f"{prefix}_{of_run.get(name, name)}"
+            variable = variables_of.get(name, f"{prefix}_{name}")
             option, rule = known[variable], RULES.get(variable, {})
             text = option["type"] == "str"
             numbers = (-1, 0, 1, 2, 3) if option["type"] == "int" else (-1, 0, 0.5, 1, 1.5, 2, 3)
@@ -831,8 +848,8 @@ def test_ranges_are_those_of_the_app() -> None:
                 assert here == there, (variable, value)
 
 
-def test_strategies_are_those_of_the_app() -> None:
-    source = (ROOT / "app/flowerbed/strategies/__init__.py").read_text()
+def test_strategies_are_those_of_the_runtime() -> None:
+    source = (ROOT / "runtime/flowerbed/strategies/__init__.py").read_text()
     listed = re.findall(r"^    (?:flower\.)?([A-Z]\w+),$", source, re.MULTILINE)
     choices = settable()["training_strategy"]["choices"]
     assert choices == sorted(name.lower() for name in listed)

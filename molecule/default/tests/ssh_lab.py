@@ -60,6 +60,11 @@ def rows(run: str, file: str) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
+def trained(run: str) -> list[dict[str, str]]:
+    """The rows of a run's messages that asked for training."""
+    return [row for row in rows(run, "devices.csv") if row["type"] == "train"]
+
+
 def run_yml(run: str) -> dict[str, Any]:
     """How a run came about."""
     told: dict[str, Any] = yaml.safe_load((RESULTS / run / "run.yml").read_text())

@@ -10,43 +10,55 @@ from typing import Any
 _DEFAULT_REGISTRY = re.compile(r"^docker\.io/(library/)?")
 
 
-_CODE = ("Dockerfile", "pyproject.toml", "flowerbed")
+def _context(runtime: str, app: str) -> dict[str, Path]:
+    """Path in the build context of the application image to the file on the control node.
 
-
-def _files_of(directory: str) -> list[Path]:
-    """The files of the application's image in its directory on the control node.
-
-    Bytecode is passed over: it follows from the rest.
+    Bytecode, hidden files and the tests of the app are left out.
     """
-    found = (
-        path
-        for name in _CODE
-        for path in [Path(directory, name), *Path(directory, name).rglob("*")]
-    )
-    return sorted(path for path in found if path.is_file() and path.suffix != ".pyc")
+    parts = {
+        "": Path(runtime, "Dockerfile"),
+        "flowerbed": Path(runtime, "flowerbed"),
+        "app": Path(app),
+    }
+    found = {
+        str(Path(prefix or "Dockerfile", path.relative_to(base) if prefix else "")): path
+        for prefix, base in parts.items()
+        for path in [base, *base.rglob("*")]
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    return {
+        name: path
+        for name, path in sorted(found.items())
+        if not name.startswith("app/tests/") and "/." not in f"/{name}"
+    }
 
 
-def code_digests(directory: str) -> list[list[str]]:
-    """The files of the application's image, each path with its SHA-256."""
+def code_digests(runtime: str, app: str) -> list[list[str]]:
+    """The build context of the application image: each path with its SHA-256.
+
+    Args:
+        runtime: directory of the Dockerfile and of the package `flowerbed`.
+        app: directory of the default app.
+    """
     return [
-        [str(path.relative_to(directory)), sha256(path.read_bytes()).hexdigest()]
-        for path in _files_of(directory)
+        [name, sha256(path.read_bytes()).hexdigest()]
+        for name, path in _context(runtime, app).items()
     ]
 
 
-def code_entries(directory: str) -> list[dict[str, str]]:
+def code_entries(runtime: str, app: str) -> list[dict[str, str]]:
     """The same files as `place_files` takes them, with their directories."""
-    files = _files_of(directory)
-    parents = {parent for path in files for parent in path.relative_to(directory).parents}
+    files = _context(runtime, app)
+    parents = {parent for name in files for parent in Path(name).parents}
     return [
         *({"path": str(parent), "mode": "0755"} for parent in sorted(parents)),
         *(
             {
-                "path": str(path.relative_to(directory)),
+                "path": name,
                 "src": str(path),
                 "mode": "0755" if path.stat().st_mode & S_IXUSR else "0644",
             }
-            for path in files
+            for name, path in files.items()
         ),
     ]
 
@@ -76,6 +88,17 @@ def found_in(
     }
 
 
+def layer_problem(message: str, machine: str) -> str:
+    """Why the image of an app's further dependencies cannot be built.
+
+    Args:
+        message: of the failed build, with its output.
+        machine: the one that has built.
+    """
+    found = re.search(r"flowerbed: (.+?)(?:\\x1b|\x1b|\\n|\n|$)", str(message))
+    return f"{machine}: the app's requirement {found[1]}" if found else f"{machine}: {message}"
+
+
 class FilterModule:
     """The filters of this file."""
 
@@ -86,4 +109,5 @@ class FilterModule:
             "code_entries": code_entries,
             "found_in": found_in,
             "known_as": known_as,
+            "layer_problem": layer_problem,
         }

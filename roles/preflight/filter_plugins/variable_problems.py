@@ -132,9 +132,9 @@ def _stranger(
         for other in known
         if other.startswith(f"{prefix}_") and other not in passed
     }
-    near = [other for other in settable if rest in other] or difflib.get_close_matches(
-        rest, settable, n=1, cutoff=0.75
-    )
+    near = sorted(
+        (other for other in settable if rest in other), key=len
+    ) or difflib.get_close_matches(rest, settable, n=1, cutoff=0.75)
     if near:
         remedy = f"write {settable[near[0]]}"
     else:

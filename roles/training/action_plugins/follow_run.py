@@ -1,11 +1,11 @@
-"""Follow a run on the coordinator and show a line a round as it is finished.
+"""Follow a run on the coordinator and show a line for each round that is finished.
 
-Whoever follows a run also strikes it with faults: so this ends as well when one is due, and goes on
-after it with what it has returned.
+The playbook that follows a run also injects its faults: the plugin returns when a fault is due, and
+the next call goes on with what this one has returned.
 
-An action plugin and not a loop of tasks: a task shows nothing until it ends, and a run takes long.
-The waiting is done on the coordinator, one command a look. On a terminal, a table below the rounds
-says what each device is doing; elsewhere a line does so when a round takes long.
+This is an action plugin because a task shows nothing until it ends, and a run takes long. One
+command at a time waits on the coordinator for the next round. On a terminal, a table below the
+rounds shows what each device is doing; elsewhere a line shows it when a round takes long.
 """
 
 import io
@@ -29,23 +29,39 @@ from rich.table import Table
 display = Display()
 
 PATIENCE = 30
-"""Seconds that one look waits for the next round."""
+"""Seconds that one command waits for the next round."""
 REFRESH = 5
-"""The same where a table shows the devices."""
+"""Seconds that it waits where a table shows the devices."""
 START_PATIENCE = 180
-"""Seconds after which a run that has written nothing is taken for dead."""
+"""Seconds after which a run that has no status is given up."""
 FINAL_STATES = ("completed", "failed")
 HEADING = f"{'round':>7}  {'accuracy':>8}  {'loss':>7}  {'seconds':>7}  slowest device"
 MOST_DEVICES = 16
-"""Rows of the table: all of it must be on the screen to be written over."""
+"""Rows of the table: it must fit on the screen, where the next one overwrites it."""
 MEBI = 2**20
+_LOG = "Its log is that of the container flowerbed-serverapp, in results/{}/logs/."
 
 
-def _line(row: dict[str, Any], rounds: int) -> str:
+def _model(row: dict[str, Any], of: str) -> str:
+    """Accuracy or loss: of the central evaluation, else the mean over the devices, else "-"."""
+    for value in (row[f"central_{of}"], row[of]):
+        if value is not None:
+            return f"{value:.4f}"
+    return "-"
+
+
+def line_of(row: dict[str, Any], rounds: int) -> str:
+    """The line of a finished round.
+
+    Args:
+        row: of rounds.csv.
+        rounds: that the run will have; 0: unknown.
+    """
+    slowest = f"{row['slowest_device']} ({row['slowest_seconds']:.1f} s)"
     return (
-        f"{row['round']:>3}/{rounds:<3}  {row['central_accuracy']:>8.4f}  "
-        f"{row['central_loss']:>7.4f}  {row['seconds']:>7.1f}  "
-        f"{row['slowest_device']} ({row['slowest_seconds']:.1f} s)"
+        f"{row['round']:>3}/{rounds or '-':<3}  {_model(row, 'accuracy'):>8}  "
+        f"{_model(row, 'loss'):>7}  {row['seconds']:>7.1f}  "
+        + (slowest if row["slowest_device"] else "-")
         + (f", {row['failed']} failed" if row["failed"] else "")
     )
 
@@ -55,26 +71,29 @@ def _doing(entry: dict[str, Any]) -> str:
     return str(entry["doing"]).replace("_", " ") if entry["online"] else "offline"
 
 
-def _since(status: dict[str, Any]) -> str:
-    """How long the round has been under way."""
+def _progress(status: dict[str, Any]) -> str:
+    """The round that is under way, and for how long."""
     if status["state"] != "running" or not status.get("round_started"):
         return str(status["state"])
     seconds = status["now"] - status["round_started"]
-    return f"round {min(status['round'] + 1, status['rounds'])}/{status['rounds']}, {seconds:.0f} s"
+    number = f"{status['begun']}/{status['rounds'] or '-'}"
+    if status["round"] >= status["begun"]:
+        return f"round {number} is finished"
+    return f"round {number}, {seconds:.0f} s"
 
 
-def sign_of_life(status: dict[str, Any]) -> str:
-    """One line: who is still working, and who is not."""
+def devices_line(status: dict[str, Any]) -> str:
+    """What the devices do, in one line."""
     by_word: dict[str, list[str]] = {}
     for name, entry in sorted(status["devices"].items()):
         by_word.setdefault(_doing(entry), []).append(name)
-    return f"  {_since(status)}: " + "; ".join(
+    return f"  {_progress(status)}: " + "; ".join(
         f"{word}: {', '.join(names)}" for word, names in sorted(by_word.items(), reverse=True)
     )
 
 
 def _memory(used: float | None, limit: str | None) -> Any:
-    """A bar of the memory in use against the limit."""
+    """A bar of the memory in use relative to the limit; "-" where Prometheus does not know it."""
     if used is None:
         return "-"
     text = f"{used / MEBI:.0f}"
@@ -89,7 +108,7 @@ def _memory(used: float | None, limit: str | None) -> Any:
 
 
 def table(status: dict[str, Any], columns: int) -> str:
-    """The devices as rows, those that are worked for first; each line ends with a newline."""
+    """A table of the devices, those that do not wait first; each line ends with a newline."""
     devices = sorted(
         status["devices"].items(), key=lambda item: (_doing(item[1]) == "waiting", item[0])
     )
@@ -114,57 +133,57 @@ def table(status: dict[str, Any], columns: int) -> str:
     console = Console(file=io.StringIO(), force_terminal=True, width=columns, height=MOST_DEVICES)
     with console.capture() as captured:
         console.print(
-            Group(f"\n[bold]{_since(status)}[/]", rows, f"and {more} more" if more > 0 else "")
+            Group(f"\n[bold]{_progress(status)}[/]", rows, f"and {more} more" if more > 0 else "")
         )
     return captured.get()
 
 
 def due_in(
-    strike: Mapping[str, Any], struck: Mapping[str, float], status: Mapping[str, Any]
+    fault: Mapping[str, Any], injected: Mapping[str, float], status: Mapping[str, Any]
 ) -> float:
-    """Seconds until a fault is due: 0 or less when it is, infinite where nobody can tell yet.
+    """Seconds until a fault is due: 0 or less if it is due, infinite if that cannot be known yet.
 
     Args:
-        strike: with `at_round`, with `at_second` since the first round began, or with the
-            `seconds` that it comes `after` another one, by that one's id. With none of them it is
-            due at once, and even when the run is over.
-        struck: when others were, by their ids.
+        fault: with `at_round`, with `at_second` after the start of the first round, or with the
+            `seconds` that it comes `after` another fault, which is given by its id. Without any of
+            them it is due at once, also after the end of the run.
+        injected: when other faults were injected, by their ids.
         status: of the run.
     """
-    if not {"at_round", "at_second", "after"} & set(strike):
+    if not {"at_round", "at_second", "after"} & set(fault):
         return 0
     if status["state"] in FINAL_STATES:
         return math.inf
-    if "at_round" in strike:
-        return 0 if status["begun"] >= strike["at_round"] else math.inf
-    if "after" in strike:
-        first, later = struck.get(str(strike["after"]), math.inf), strike["seconds"]
+    if "at_round" in fault:
+        return 0 if status["begun"] >= fault["at_round"] else math.inf
+    if "after" in fault:
+        start, delay = injected.get(str(fault["after"]), math.inf), fault["seconds"]
     elif not status["begun"]:
         return math.inf
     else:
         rounds = status["history"]
-        first = rounds[0]["started"] if rounds else status["round_started"]
-        later = strike["at_second"]
-    return float(first + later - status["now"])
+        start = rounds[0]["started"] if rounds else status["round_started"]
+        delay = fault["at_second"]
+    return float(start + delay - status["now"])
 
 
 class Screen:
-    """What the user sees: lines that stay, and on a terminal a table that is written over."""
+    """What the user sees: lines that stay, and on a terminal a table that is overwritten."""
 
     def __init__(self) -> None:
-        # The worker that runs this has no terminal of its own; whether there is one, Ansible has
-        # found out for its colours, and what is displayed gets there through the main process.
+        # Ansible's worker process has no terminal: what it displays gets there through the main
+        # process, which has looked for a terminal to decide on colours.
         self.live = color.ANSIBLE_COLOR and not constants.ANSIBLE_FORCE_COLOR
         self._height = 0
 
     def clear(self) -> None:
-        """Take the table away."""
+        """Remove the table."""
         if self._height:
             display.display(f"\x1b[{self._height}A\x1b[J", newline=False, screen_only=True)
             self._height = 0
 
     def show(self, lines: Iterable[str], status: dict[str, Any]) -> None:
-        """Add lines, and show the state below them."""
+        """Add lines, and show the state of the devices below them."""
         lines = list(lines)
         self.clear()
         for line in lines:
@@ -176,45 +195,50 @@ class Screen:
             self._height = text.count("\n")
             display.display(text, screen_only=True)
         elif not lines:
-            display.display(sign_of_life(status))
+            display.display(devices_line(status))
 
 
 class ActionModule(ActionBase):
-    """`follow_run: run=NAME`: returns the run's last status; fails when the run has failed.
+    """`follow_run: run=NAME` returns the run's last status, and fails if the run fails.
 
-    With `strikes`, of which some have been `struck` (id to time), it also returns when one is due:
-    `due` is that one, else there is none. `shown` are the rounds that have been shown, to be given
-    to the next call, and `over` says whether one makes sense.
+    With `strikes`, the faults that are planned, it also returns when one of them is due, as `due`.
+    `struck` are those that have been injected: id to time. `shown`, the number of rounds that have
+    been shown, is passed to the next call; `over` says that the run has ended.
     """
 
     TRANSFERS_FILES = False
     _VALID_ARGS = frozenset(("run", "strikes", "struck", "shown"))
 
     def _exec(self, container: str, *argv: str) -> dict[str, Any]:
-        """The JSON that a command in a container prints; no module, which costs more than it."""
+        """Return the JSON that a command in a container prints.
+
+        A module would take longer than the command.
+        """
         command = ["docker", "exec", container, *argv]
         result = self._low_level_execute_command(shlex.join(command))
         if result["rc"] != 0:
             reason = result["stderr"].strip() or result["stdout"].strip()
             raise AnsibleActionFail(f"{shlex.join(command)} failed: {reason}")
-        answer: dict[str, Any] = json.loads(result["stdout"])
-        return answer
+        printed: dict[str, Any] = json.loads(result["stdout"])
+        return printed
 
     def _status(self, run: str, after: int, patience: float, begun: int = 0) -> dict[str, Any]:
         options = ["--after", str(after), "--timeout", f"{patience:.1f}"]
         options += ["--begun", str(begun)] if begun else []
-        return self._exec("flowerbed-metrics", "python", "-m", "flowerbed.follow", run, *options)
+        return self._exec(
+            "flowerbed-metrics", "python", "-m", "flowerbed.server.follow", run, *options
+        )
 
     def _dead(self) -> bool:
-        """Whether Flower knows of no run that is under way."""
+        """Whether no run is under way in Flower."""
         try:
-            answer = self._exec("flowerbed-superlink", "flwr", "list", "lab", "--format", "json")
-        except AnsibleActionFail:  # the SuperLink itself may be on its way back
+            known = self._exec("flowerbed-superlink", "flwr", "list", "lab", "--format", "json")
+        except AnsibleActionFail:  # the SuperLink may be restarting
             return False
-        return all(run["status"].startswith("finished") for run in answer.get("runs", []))
+        return all(run["status"].startswith("finished") for run in known.get("runs", []))
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
-        """Poll until the run is over."""
+        """Follow the run until it is over or a fault is due."""
         super().run(tmp, task_vars)
         screen = Screen()
         try:
@@ -222,62 +246,81 @@ class ActionModule(ActionBase):
         finally:
             screen.clear()
 
-    def _look(
+    def _wait(
         self, name: str, shown: int, most: float, soon: float, pending: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        """The status when there is something new, after `most` seconds, or when a fault is due.
+        """The status when a round is finished, after `most` seconds, or when a fault is due.
 
         Args:
-            soon: seconds until the next one of which that is known.
+            soon: seconds until the next fault whose time is known.
+            pending: faults that have not been injected.
         """
-        rounds = [strike["at_round"] for strike in pending if "at_round" in strike]
-        # Seconds are counted from the first round's begin.
+        rounds = [fault["at_round"] for fault in pending if "at_round" in fault]
+        # Seconds count from the start of the first round.
         if math.isinf(soon):
-            rounds += [1 for strike in pending if "at_second" in strike]
+            rounds += [1 for fault in pending if "at_second" in fault]
         return self._status(name, shown, min(most, max(soon, 0.0)), min(rounds, default=0))
 
-    def _give_up(self, name: str, status: dict[str, Any], seconds: float) -> None:
-        """Fail where the run has failed, or has not begun after so many seconds."""
+    def _check(self, name: str, status: dict[str, Any], seconds: float) -> None:
+        """Fail if the run has failed, or has no status after so many seconds."""
         if status["state"] == "failed":
-            raise AnsibleActionFail(f"run {name} failed: {status['message']}")
+            message = status["message"]
+            known = not status["begun"] or message.startswith("round ")
+            where = "" if known else f" in round {status['begun']}"
+            raise AnsibleActionFail(f"run {name} failed{where}: {message}")
         if status["state"] == "starting" and seconds > START_PATIENCE:
-            raise AnsibleActionFail(f"run {name} has not begun after {START_PATIENCE} s")
+            raise AnsibleActionFail(
+                f"run {name} has not started within {START_PATIENCE} s: the ServerApp has written "
+                f"no status. {_LOG.format(name)}"
+            )
+
+    def _check_alive(self, name: str, shown: int) -> None:
+        """Fail if the run is over in Flower and its ServerApp has not said so."""
+        if not self._dead():
+            return
+        status = self._status(name, shown, 0)  # it may have ended between the two commands
+        if status["state"] in FINAL_STATES:
+            return
+        where = f"in round {status['begun']}" if status["begun"] else "before its first round"
+        raise AnsibleActionFail(
+            f"run {name} failed {where}: the ServerApp ended without a result. {_LOG.format(name)}"
+        )
 
     def _follow(self, name: str, screen: Screen) -> dict[str, Any]:
-        started = last_sign = last_shown = time.monotonic()
-        told = self._task.args
-        struck = told.get("struck") or {}
-        pending = [one for one in told.get("strikes") or () if str(one["id"]) not in struck]
-        shown, message = int(told.get("shown") or 0), ""
-        # When a fault is due is known from the first look on.
+        started = last_checked = last_shown = time.monotonic()
+        arguments = self._task.args
+        injected = arguments.get("struck") or {}
+        faults = arguments.get("strikes") or ()
+        pending = [fault for fault in faults if str(fault["id"]) not in injected]
+        shown, message = int(arguments.get("shown") or 0), ""
+        # The first command returns at once: only its status tells when faults are due.
         soon = 0.0 if pending else math.inf
         most = REFRESH if screen.live else PATIENCE
         while True:
-            status = self._look(name, shown, most, soon, pending)
-            rows = status["history"]
+            status = self._wait(name, shown, most, soon, pending)
+            rows = status["history"][: status["settled"]]
             lines = [HEADING] if rows and not shown else []
-            lines += [_line(row, status["rounds"]) for row in rows[shown:]]
-            if status["message"] not in ("", message):
+            lines += [line_of(row, status["rounds"]) for row in rows[shown:]]
+            # The message of a failed run is that of the task's failure.
+            if status["state"] != "failed" and status["message"] not in ("", message):
                 message = status["message"]
                 lines.append(f"{status['state']}: {message}")
-            shown = len(rows)
+            shown = max(shown, len(rows))
             now = time.monotonic()
             if lines or screen.live or now > last_shown + most - 1:
                 last_shown = now
                 screen.show(lines, status)
             seen = {"changed": False, "status": status, "shown": shown}
-            wait = {one["id"]: due_in(one, struck, status) for one in pending}
+            wait = {fault["id"]: due_in(fault, injected, status) for fault in pending}
             soon = min(wait.values(), default=math.inf)
             if soon <= 0:
-                (due, *_) = sorted(pending, key=lambda one: wait[one["id"]])
+                due = min(pending, key=lambda fault: wait[fault["id"]])
                 return seen | {"over": False, "due": due}
             if status["state"] == "completed":
                 return seen | {"over": True, "due": {}}
-            self._give_up(name, status, now - started)
+            self._check(name, status, now - started)
             if lines:
-                last_sign = now
-            elif now > last_sign + PATIENCE:
-                last_sign = now
-                # It may have ended between the two looks.
-                if self._dead() and self._status(name, shown, 0)["state"] not in FINAL_STATES:
-                    raise AnsibleActionFail(f"run {name} ended without a word in round {shown + 1}")
+                last_checked = now
+            elif now > last_checked + PATIENCE:
+                last_checked = now
+                self._check_alive(name, shown)

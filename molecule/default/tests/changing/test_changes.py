@@ -13,7 +13,7 @@ import pytest
 import yaml
 from control_node import HOME, PROJECT, ControlNode
 from labs import play
-from ssh_lab import INVENTORY, RESULTS, RUN, containers, devices, rows, run_yml
+from ssh_lab import INVENTORY, RESULTS, RUN, containers, devices, rows, run_yml, trained
 from testinfra.host import Host
 
 GONE, NEW = "phone-2", "phone-3"
@@ -71,7 +71,7 @@ def test_another_control_node_takes_the_lab_over(
         "train", "inventory", training_model="linear", training_rounds=1, training_run="elsewhere"
     )
     elsewhere.fetch_results()
-    outcomes = {row["device"]: row["outcome"] for row in rows("elsewhere", "devices.csv")}
+    outcomes = {row["device"]: row["outcome"] for row in trained("elsewhere")}
     assert outcomes == dict.fromkeys(devices(inventory), "completed")
     assert (RESULTS / "elsewhere" / "report.html").exists()
 
@@ -100,9 +100,9 @@ def test_a_run_survives_full_memory_and_a_restart_of_docker(
         ("fill_memory", "phone-1", ""),
         ("restart_docker", "desk", ""),
     ]
-    told = {(row["device"], row["round"]): row for row in rows("test-faults", "devices.csv")}
+    told = {(row["device"], row["round"]): row for row in trained("test-faults")}
     # Whenever the kernel came to it: while the phone trained, or while it waited for a round.
-    died = "the trainer died of: out_of_memory"
+    died = "the worker died of: out_of_memory"
     assert died in machines["server"].check_output("docker logs flowerbed-device-phone-1 2>&1")
     assert {told["phone-1", number]["outcome"] for number in "12"} <= {"completed", "partial"}
     for device, each in devices(inventory).items():
@@ -136,7 +136,7 @@ def test_a_machine_that_is_away_takes_its_devices_with_it(inventory: Path) -> No
     warning = r"WARNING: pi-1: cannot be reached .* with its devices \(pi-1\)"
     assert re.search(warning, " ".join(played.output.split()))
     assert re.search(r"pi-1: pi-1\W*$", played.output, re.MULTILINE)
-    took_part = {row["device"] for row in rows("test-away", "devices.csv")}
+    took_part = {row["device"] for row in trained("test-away")}
     assert took_part == devices(inventory).keys() - {"pi-1"}
     assert run_yml("test-away")["lab"]["out_of_reach"] == {"pi-1": ["pi-1"]}
 
@@ -225,6 +225,6 @@ def test_a_bundle_installs_a_lab_that_reaches_nothing(
     assert run_yml("test-archive")["lab"]["images"] == {
         name: images[name]["reference"] for name in images if name != "dependencies"
     }
-    outcomes = {row["device"]: row["outcome"] for row in rows("test-archive", "devices.csv")}
+    outcomes = {row["device"]: row["outcome"] for row in trained("test-archive")}
     assert outcomes == {"laptop-2": "completed", "phone-1": "completed"}
     assert elsewhere.make("lab", "alone", **more).changed == 0

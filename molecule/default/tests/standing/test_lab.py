@@ -13,7 +13,7 @@ from labs import (
     published,
     secret_in,
 )
-from ssh_lab import EPHEMERAL, INVENTORY, RUN, asked, containers, devices, rows, run_yml
+from ssh_lab import EPHEMERAL, INVENTORY, RUN, asked, containers, devices, run_yml, trained
 from testinfra.host import Host
 
 HOME = "/var/lib/flowerbed"
@@ -52,7 +52,9 @@ def test_each_device_runs_on_its_machine_with_its_limits(
             memory = int(each.get("device_memory", "0m").removesuffix("m")) * 2**20
             assert host["NanoCpus"] == round(each.get("device_cpus", 0) * 1e9)
             assert host["Memory"] == memory
-            told = machine.check_output("docker exec %s python -m flowerbed.quota", container)
+            told = machine.check_output(
+                "docker exec %s python -m flowerbed.device.quota", container
+            )
             kept = json.loads(told)
             if memory:
                 assert (kept["cores"], kept["memory"]) == (each["device_cpus"], memory)
@@ -69,7 +71,7 @@ def test_each_device_has_its_share(
 
 
 def test_every_device_took_part_in_every_round(inventory: dict[str, dict[str, Any]]) -> None:
-    took_part = rows(RUN, "devices.csv")
+    took_part = trained(RUN)
     assert {(row["device"], row["round"]) for row in took_part} == {
         (device, number) for device in inventory for number in ("1", "2")
     }

@@ -1,0 +1,1 @@
+"""What runs on a device: see `supervisor`, which starts everything else."""

@@ -1,0 +1,217 @@
+"""The lab's ServerApp: loads the user's, and hands it the lab as a Grid.
+
+Flower starts this one; the user's stands in the table [tool.flowerbed] of the app's pyproject.toml
+(`flowerbed.server.start`).
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import tomllib
+import traceback
+from collections.abc import Iterator
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from flowerbed import RESULTS_DIRECTORY, placed_data
+from flowerbed.results import RESULTS
+from flowerbed.server.fleet import AppError, Device, Fleet, MissingDevicesError
+from flowerbed.server.grid import LabGrid, RoundError
+from flowerbed.server.metric_names import MetricReader
+from flowerbed.server.observe import CompatibilityLog, observed
+from flowerbed.server.recorder import Recorder
+from flowerbed.server.rounds import Rounds
+from flowerbed.settings import LabSettings
+
+log = logging.getLogger("flwr")
+
+LAYERS = Path("/apps")
+_CONTAINER_LOG = Path("/proc/1/fd/1")
+_VERSIONS = ("flwr", "flwr-datasets", "tensorflow", "tensorflow-cpu", "keras", "torch", "numpy")
+_TRACE_LINES = 20
+
+
+def find_app() -> tuple[Path, dict[str, Any]]:
+    """The directory of the app that is running, and its pyproject.toml.
+
+    Raises:
+        FileNotFoundError: no entry of sys.path holds an app of the lab.
+    """
+    for entry in sys.path:
+        project = Path(entry, "pyproject.toml")
+        if project.is_file():
+            told = tomllib.loads(project.read_text())
+            if "run" in told.get("tool", {}).get("flowerbed", {}):
+                return project.parent, told
+    raise FileNotFoundError("no app of the lab was found: start runs with `make train`")
+
+
+def load(reference: str, directory: Path, layer: str) -> Any:
+    """Load an object of an app by `module:attribute`."""
+    if layer:
+        sys.path.insert(1, str(LAYERS / layer))
+    if str(directory) not in sys.path:
+        sys.path.insert(0, str(directory))
+    module, _, attribute = reference.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _VERSIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _snake(values: dict[str, Any]) -> dict[str, Any]:
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+class HostedServerApp(ServerApp):
+    """Stands in for the user's ServerApp."""
+
+    def __call__(self, grid: Grid, context: Context) -> None:
+        """Run the user's ServerApp over the lab; a failure is written to the results."""
+        _log_to_container()
+        directory, project = find_app()
+        told = project["tool"]["flowerbed"]
+        settings = LabSettings.read(RESULTS / told["run"])
+        recorder = Recorder(settings.run_name, settings.round_timeout)
+        os.environ[RESULTS_DIRECTORY] = str(recorder.directory)
+        try:
+            Hosting(grid, context, settings, recorder, project).play(directory)
+        except BaseException as error:
+            log.exception("the run has failed")
+            recorder.state("failed", reason(error, directory))
+            raise
+
+
+def reason(error: BaseException, directory: Path) -> str:
+    """Why a run failed: the last line first, and the traceback where the app has raised."""
+    last = str(error) if isinstance(error, AppError | MissingDevicesError | RoundError) else ""
+    if last:
+        return last
+    last = "".join(traceback.format_exception_only(error)).strip()
+    trace = traceback.format_exception(error)
+    if any(str(directory) in line for line in trace):
+        lines = "".join(trace).rstrip().splitlines()
+        return "\n".join([last, *lines[-_TRACE_LINES:]])
+    return last
+
+
+class Hosting:
+    """One run of an app in the lab."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        context: Context,
+        settings: LabSettings,
+        recorder: Recorder,
+        project: dict[str, Any],
+    ) -> None:
+        self.settings, self.recorder, self.context = settings, recorder, context
+        self.project = project
+        names = MetricReader(settings.metrics)
+        self.fleet = Fleet(grid, names, settings.device_wait, recorder.online)
+        self.rounds = Rounds(recorder, names)
+        self.grid = LabGrid(grid, settings, self.fleet, self.rounds)
+
+    def _wait_for_devices(self) -> None:
+        def progress(message: str) -> None:
+            log.info(message)
+            self.recorder.state("waiting", message)
+
+        self.fleet.wait_for(self.settings.devices, self.settings.device_wait, progress)
+        self.grid.devices()
+
+    def play(self, directory: Path) -> None:
+        """The run from the first device online to the end of the user's ServerApp."""
+        told = self.project["tool"]["flowerbed"]
+        # Devices load the app while this process does.
+        self.fleet.refresh()
+        server_app = load(told["serverapp"], directory, self.settings.layer)
+        self._wait_for_devices()
+        self.describe()
+        self.recorder.state("running")
+        self.recorder.plan(_planned(self.context.run_config), central=False)
+        try:
+            with observed(self.grid), _legacy_log(self.rounds):
+                server_app(self.grid, self.context)
+            self.rounds.finish()
+            self.grid.settle()
+        finally:
+            self.rounds.finish()
+            self.fleet.say_goodbye()
+        self.describe()
+        self.recorder.state("completed")
+
+    def describe(self) -> None:
+        """Write run.yml with what is known now."""
+        project = self.project["project"]
+        test = placed_data()
+        self.recorder.describe(
+            {
+                "run": {
+                    "run_name": self.settings.run_name,
+                    "devices": list(self.settings.devices),
+                    "round_timeout": self.settings.round_timeout,
+                    "device_wait": self.settings.device_wait,
+                    **_snake(dict(self.context.run_config)),
+                },
+                "app": {
+                    "name": project["name"],
+                    "version": str(project.get("version", "")),
+                    "sha256": self.settings.app,
+                },
+                "devices": {name: _described(d) for name, d in self.grid.met.items()},
+                "test": {"shard": test.fingerprint, "data": test.origin} if test else {},
+                "versions": _versions(),
+            }
+        )
+
+
+def _described(device: Device) -> dict[str, Any]:
+    return {
+        **_snake(device.settings.model_dump(exclude={"device"})),
+        "examples": device.examples,
+        "shard": device.shard.get("fingerprint", ""),
+        "labels": list(device.shard.get("labels", ())),
+        "origin": dict(device.shard.get("origin", {})),
+        "environment": dict(device.environment),
+    }
+
+
+def _planned(config: Any) -> int:
+    """Rounds that an app's configuration names, until `Strategy.start` says it; 0: none does."""
+    for key, value in config.items():
+        if key.replace("_", "-") in ("num-server-rounds", "num-rounds", "rounds"):
+            return int(value)
+    return 0
+
+
+@contextlib.contextmanager
+def _legacy_log(rounds: Rounds) -> Iterator[None]:
+    handler = CompatibilityLog(rounds)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+def _log_to_container() -> None:
+    """Flower keeps what an app prints to itself; the container's log is where people look."""
+    with contextlib.suppress(OSError):  # without a container the first process is another user's
+        handler = logging.StreamHandler(_CONTAINER_LOG.open("a"))
+        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        log.addHandler(handler)
+
+
+app = HostedServerApp()

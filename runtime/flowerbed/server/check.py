@@ -1,0 +1,167 @@
+"""Check the app of a run where it will run, before it does.
+
+    python -m flowerbed.server.check RUN [< PLACED]
+
+lays what comes by standard input into the run's directory of results: `settings` for run.json,
+`lab`, the text of lab.yml, and `files`, those of the app with their texts. Then loads both
+components of the app in a process of their own and prints what was found as JSON:
+
+    problems   why the app cannot run, each a text whose first line says it
+    missing    requirements that the image does not satisfy
+    layer      name of the layer that has them; empty: none is needed
+    newest     name and state of the run that was started last, or null
+
+An app with problems is removed from the results. Components are not loaded before their layer is
+there, nor again where they have been loaded since this container started.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flowerbed.results import RESULTS, STATUS, read_status, write
+from flowerbed.server.layer import LAYERS, missing, name_of
+
+RUN_FILE = "run.json"
+"""See `flowerbed.settings`, which would take longer to import than all else here."""
+APP = "app"
+"""The directory of the app's files in that of a run's results."""
+CHECKED = Path("/tmp/flowerbed/checked")  # noqa: S108 - the container's own
+"""Has a file for each app that was loaded; gone when the container starts anew."""
+_PATIENCE = 300.0
+"""Seconds in which an app must be loaded."""
+
+
+def place(directory: Path, placed: Mapping[str, Any]) -> None:
+    """Make the directory of a run's results and what it begins with.
+
+    Raises:
+        FileExistsError: it has results of a run.
+    """
+    if (directory / STATUS).exists():
+        raise FileExistsError
+    shutil.rmtree(directory, ignore_errors=True)
+    texts = {
+        RUN_FILE: json.dumps(placed["settings"]),
+        "lab.yml": placed["lab"],
+        **{f"{APP}/{name}": text for name, text in placed["files"].items()},
+    }
+    for name, text in texts.items():
+        file = directory / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+
+def check(run: str, placed: Mapping[str, Any] | None, root: Path = RESULTS) -> dict[str, Any]:
+    """Place the app of a run and check it; see the head of this module."""
+    directory = root / run
+    if placed:
+        try:
+            place(directory, placed)
+        except FileExistsError:
+            text = f"there is a run named {run} already: write another training_run"
+            return {"problems": [text], "missing": [], "layer": "", "newest": None}
+    settings = json.loads((directory / RUN_FILE).read_text())
+    project = tomllib.loads((directory / APP / "pyproject.toml").read_text())
+    beyond = missing(project["project"].get("dependencies", ()))
+    layer = name_of(beyond)
+    if settings.get("layer") != layer:
+        write(directory / RUN_FILE, json.dumps(settings | {"layer": layer}))
+    problems: list[str] = []
+    if not layer or (LAYERS / layer).is_dir():
+        checked = CHECKED / f"{settings['app']}-{layer}"
+        if not checked.exists():
+            places = [directory / APP, *([LAYERS / layer] if layer else [])]
+            problems = _load_apart(places)
+        if problems:
+            shutil.rmtree(directory)
+        else:
+            checked.parent.mkdir(parents=True, exist_ok=True)
+            checked.touch()
+    status = read_status(root)
+    newest = status and {"run": status["run"], "state": status["state"]}
+    return {"problems": problems, "missing": beyond, "layer": layer, "newest": newest}
+
+
+def _load_apart(places: list[Path]) -> list[str]:
+    """Load the components in a fresh process; return its problems.
+
+    Args:
+        places: directories of modules, the app's first.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        answer = Path(scratch, "problems.json")
+        command = [sys.executable, "-c", "from flowerbed.server.check import load; load()"]
+        environment = os.environ | {"FLOWERBED_CHECK": json.dumps([str(answer), *map(str, places)])}
+        try:
+            done = subprocess.run(
+                command,
+                cwd=scratch,
+                env=environment,
+                check=False,
+                text=True,
+                errors="replace",
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=_PATIENCE,
+            )
+        except subprocess.TimeoutExpired:
+            return [f"the app is not loaded after {_PATIENCE:.0f} s"]
+        if answer.exists():
+            return list(json.loads(answer.read_text()))
+    said = "\n".join(done.stdout.splitlines()[-20:])
+    return [f"Python ended with {done.returncode} while the app was loaded\n{said}".rstrip()]
+
+
+def load() -> None:
+    """Load both components in this process and write the problems where the environment says."""
+    answer, *places = json.loads(os.environ["FLOWERBED_CHECK"])
+    sys.path[:0] = places
+    app = Path(places[0])
+    project = tomllib.loads((app / "pyproject.toml").read_text())
+    components = project["tool"]["flwr"]["app"]["components"]
+    problems = [
+        text
+        for component, module, kind in (
+            ("serverapp", "flwr.serverapp", "ServerApp"),
+            ("clientapp", "flwr.clientapp", "ClientApp"),
+        )
+        if (text := _problem_of(app, component, components[component], module, kind))
+    ]
+    Path(answer).write_text(json.dumps(problems))
+    sys.stdout.flush()
+    # Threads and exit handlers of the app must not keep this process.
+    os._exit(0)
+
+
+def _problem_of(app: Path, component: str, reference: str, module: str, kind: str) -> str | None:
+    """Why a component cannot be loaded: the last line of the traceback first, then all of it."""
+    from importlib import import_module
+
+    name, _, attribute = reference.partition(":")
+    try:
+        loaded = import_module(name)
+        for part in attribute.split("."):
+            loaded = getattr(loaded, part)
+    except BaseException as error:  # noqa: BLE001 - SystemExit, too, is the app's
+        last = traceback.format_exception_only(error)[-1].strip()
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [i for i, frame in enumerate(frames) if Path(frame.filename).is_relative_to(app)]
+        shown = frames[own[0] :] if own else []
+        lines = [*traceback.format_list(shown), *traceback.format_exception_only(error)]
+        return f"{component} {reference} cannot be loaded: {last}\n{''.join(lines)}".rstrip()
+    if not isinstance(loaded, getattr(import_module(module), kind)):
+        return f"{component} {reference} is no {kind}, but {type(loaded).__name__}"
+    return None
+
+
+if __name__ == "__main__":
+    print(json.dumps(check(sys.argv[1], json.loads(sys.stdin.read() or "null"))))

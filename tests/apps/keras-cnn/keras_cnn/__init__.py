@@ -1,0 +1,1 @@
+"""keras-cnn: a Flower App with a small Keras CNN and NumPyClient."""

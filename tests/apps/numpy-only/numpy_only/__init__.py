@@ -1,0 +1,1 @@
+"""numpy-only: a Flower App with a logistic regression in numpy."""

@@ -1,0 +1,1 @@
+"""sklearn-extra: a Flower App with a linear classifier of scikit-learn."""

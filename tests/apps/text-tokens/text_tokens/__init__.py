@@ -1,0 +1,1 @@
+"""text-tokens: a Flower App with an embedding bag in numpy."""
