@@ -28,12 +28,15 @@ help: ## List the targets
 
 # --- the lab -----------------------------------------------------------------------------------
 
-.PHONY: lab train watch status logs report down
+.PHONY: lab train measure watch status logs report down
 lab: $(control_node) ## Deploy the lab of INVENTORY and train once; APP=directory: another Flower App
 	$(play) playbooks/site.yml
 
 train: $(control_node) ## Start another run on a lab that stands; APP=directory: another Flower App
 	$(play) playbooks/train.yml
+
+measure: $(control_node) ## Measure the memory that a device needs for the app of APP=directory
+	$(play) playbooks/measure.yml
 
 watch: $(control_node) ## Watch the run that is under way
 	$(play) playbooks/watch.yml
@@ -127,7 +130,7 @@ screenshot: $(test_tools) browser ## Take the README's picture of a run's report
 
 # --- the benchmarks ----------------------------------------------------------------------------
 
-BENCHMARKS = rounds learning memory deployment scale watching strategies faults
+BENCHMARKS = rounds learning memory deployment scale watching strategies faults apps bookkeeping
 
 .PHONY: bench $(BENCHMARKS:%=bench-%)
 bench: $(BENCHMARKS:%=bench-%) ## Measure all that the README quotes, on a machine that idles; or one: bench-rounds

@@ -70,9 +70,9 @@ def code_layers(engine: docker.DockerClient, before: str, after: str) -> int:
     return sum(sizes[:new])
 
 
-def change_code(application: Path) -> None:
-    """Write another comment into a copy of the application."""
-    with (application / "flowerbed" / "config.py").open("a") as file:
+def change_code(runtime: Path) -> None:
+    """Write another comment into a copy of the runtime."""
+    with (runtime / "flowerbed" / "settings.py").open("a") as file:
         file.write(f"# changed {time.time()}\n")
 
 
@@ -97,8 +97,8 @@ def main() -> None:
 
         deploy(few, FEW)
         before = application_image()
-        copy = Path(shutil.copytree(ROOT / "app", directory / "app"))
-        changed = {"images_application_directory": str(copy)}
+        copy = Path(shutil.copytree(ROOT / "runtime", directory / "runtime"))
+        changed = {"images_runtime_directory": str(copy)}
         for _ in range(REPEATS):
             change_code(copy)
             seconds = play("tests/image.yml", few, **changed)

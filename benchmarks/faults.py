@@ -11,7 +11,6 @@ results/faults.csv has a row a fault and run, with what became of its target.
 import argparse
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import docker
@@ -20,6 +19,7 @@ import yaml
 from measure import (
     HERE,
     Rows,
+    Run,
     deploy,
     lab,
     markdown,
@@ -63,14 +63,14 @@ def schedule(rounds: int, seed: int) -> list[dict[str, Any]]:
     return faults
 
 
-def check(directory: Path, faults: list[dict[str, Any]], rounds: int) -> Rows:
+def check(run: Run, faults: list[dict[str, Any]], rounds: int) -> Rows:
     """Hold the books of a run against each other; a row a fault.
 
     Raises:
         SystemExit: they do not agree.
     """
-    told, devices = read_rows(directory / "rounds.csv"), read_rows(directory / "devices.csv")
-    struck = [row for row in read_rows(directory / "faults.csv") if row["fault"] != "rejoin"]
+    told, devices = run.rounds, run.trained
+    struck = [row for row in read_rows(run.directory / "faults.csv") if row["fault"] != "rejoin"]
     wrong = [f"{len(told)} rounds of {rounds}"] if len(told) != rounds else []
     for (device, number), times in Counter((r["device"], r["round"]) for r in devices).items():
         if times > 1:
@@ -143,7 +143,7 @@ def main() -> None:
         deploy(INVENTORY, **LAB)
         say(f"{arguments.rounds} rounds, {len(faults)} faults")
         for strategy in STRATEGIES:
-            directory = train(
+            run = train(
                 INVENTORY,
                 training_strategy=strategy,
                 training_rounds=arguments.rounds,
@@ -151,10 +151,10 @@ def main() -> None:
                 **LAB,
                 **RUN,
             )
-            outcomes = Counter(row["outcome"] for row in read_rows(directory / "devices.csv"))
+            outcomes = Counter(row["outcome"] for row in run.trained)
             told = ", ".join(f"{times} {outcome}" for outcome, times in outcomes.most_common())
             say(f"{strategy}: {told}")
-            checked = check(directory, faults, arguments.rounds)
+            checked = check(run, faults, arguments.rounds)
             rows += [{"strategy": strategy} | row | here for row in checked]
     write_rows("faults", rows)
     publish("faults", table())

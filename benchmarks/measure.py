@@ -54,15 +54,15 @@ class Played:
         return sum(map(int, recap))
 
 
-def run(name: str, *arguments: str) -> str:
-    """Run a program of the virtual environment and return its output.
+def run(name: str, *arguments: str, root: Path = ROOT) -> str:
+    """Run a program of the virtual environment in a checkout and return its output.
 
     Raises:
         SystemExit: it failed; its output is shown.
     """
     done = subprocess.run(
         [str(Path(sys.executable).with_name(name)), *arguments],
-        cwd=ROOT,
+        cwd=root,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -73,8 +73,14 @@ def run(name: str, *arguments: str) -> str:
     return done.stdout
 
 
+def checkout_of(inventory: Path) -> Path:
+    """The checkout that an inventory belongs to; this one if it is in none."""
+    found = (p for p in inventory.resolve().parents if (p / "playbooks" / "site.yml").exists())
+    return next(found, ROOT)
+
+
 def played(playbook: str, inventory: Path, **variables: Any) -> Played:
-    """Run a playbook, such as playbooks/site.yml.
+    """Run a playbook, such as playbooks/site.yml, of the checkout that the inventory belongs to.
 
     Its output is shown when it fails.
 
@@ -83,7 +89,8 @@ def played(playbook: str, inventory: Path, **variables: Any) -> Played:
     """
     variables = {"training_dataset": str(DATA.resolve()), **variables}
     started = time.monotonic()
-    output = run("ansible-playbook", playbook, "-i", str(inventory), "-e", json.dumps(variables))
+    arguments = [playbook, "-i", str(inventory), "-e", json.dumps(variables)]
+    output = run("ansible-playbook", *arguments, root=checkout_of(inventory))
     return Played(time.monotonic() - started, output)
 
 
@@ -119,16 +126,45 @@ def deploy(inventory: Path, **variables: Any) -> None:
         play(f"playbooks/{part}.yml", inventory, **variables)
 
 
-def train(inventory: Path, **variables: Any) -> Path:
-    """Train on a lab that stands; return the directory of the results."""
-    run = f"benchmark-{time.strftime('%Y%m%d-%H%M%S')}"
-    play("playbooks/train.yml", inventory, training_run=run, **variables)
-    return ROOT / "results" / run
+@dataclass
+class Run:
+    """A run of the lab.
+
+    Attributes:
+        directory: of its results.
+        seconds: of the playbook.
+    """
+
+    directory: Path
+    seconds: float
+
+    @property
+    def rounds(self) -> Rows:
+        """A row a round."""
+        return read_rows(self.directory / "rounds.csv")
+
+    @property
+    def messages(self) -> Rows:
+        """A row a message to a device."""
+        return read_rows(self.directory / "devices.csv")
+
+    @property
+    def trained(self) -> Rows:
+        """The messages that asked for training, one for each round and device."""
+        # Before version 0.2.0 there were no others, and no column.
+        return [row for row in self.messages if row.get("type", "train").startswith("train")]
 
 
-def curve(directory: Path) -> Rows:
+def train(inventory: Path, **variables: Any) -> Run:
+    """Train on a lab that is deployed."""
+    name = f"benchmark-{time.strftime('%Y%m%d-%H%M%S')}"
+    seconds = play("playbooks/train.yml", inventory, training_run=name, **variables)
+    return Run(checkout_of(inventory) / "results" / name, seconds)
+
+
+def curve(run: Run) -> Rows:
     """Round, seconds since the run began and central accuracy of each round of a run."""
-    told = read_rows(directory / "rounds.csv")
+    told = run.rounds
     begin = float(told[0]["started"])
     return [
         {
@@ -342,18 +378,18 @@ def surroundings(engine: docker.DockerClient) -> dict[str, str]:
     # Two generations of a processor may have one name.
     family, model = told.get("cpu family", "?"), told.get("model", "?")
     processor = f"{told.get('model name', 'unknown processor')} (family {family}, model {model})"
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
     return {
         "machine": f"{os.cpu_count()} x {processor}, Linux {platform.release()}",
         "engine": str(engine.version()["Version"]),
-        "commit": commit,
+        "commit": commit_of(ROOT),
     }
+
+
+def commit_of(root: Path) -> str:
+    """The commit of a checkout."""
+    command = ["git", "-c", f"safe.directory={root}", "-C", str(root), "rev-parse", "--short"]
+    done = subprocess.run([*command, "HEAD"], check=False, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def write_rows(name: str, rows: Rows) -> None:

@@ -16,10 +16,11 @@ from measure import (
     DATA,
     ROOT,
     Rows,
+    Run,
     markdown,
+    play,
     played,
     publish,
-    read_rows,
     results,
     run,
     say,
@@ -29,7 +30,7 @@ from measure import (
 
 INVENTORY = ROOT / "molecule" / "scale" / "inventory"
 EPHEMERAL = ROOT / ".cache" / "scale-machines"
-RUN = EPHEMERAL / "results" / "scale"
+RESULTS_OF_RUN = EPHEMERAL / "results" / "scale"
 REPEATS = 3
 # On the machines, and not where this is run.
 DATA_THERE = {"training_dataset": "/srv/cifar10"}
@@ -61,14 +62,15 @@ def main() -> None:
         molecule("create")
         here = surroundings(docker.from_env())
         molecule("prepare")
-        measured("first site.yml", played("playbooks/site.yml", INVENTORY, **DATA_THERE).seconds)
+        first = Run(RESULTS_OF_RUN, play("playbooks/site.yml", INVENTORY, **DATA_THERE))
+        measured("first site.yml", first.seconds)
         completed = [
             row["device"]
-            for row in read_rows(RUN / "devices.csv")
+            for row in first.trained
             if (row["round"], row["outcome"]) == ("1", "completed")
         ]
         measured("devices that completed the first round", len(completed), "")
-        for row in read_rows(RUN / "rounds.csv"):
+        for row in first.rounds:
             measured(f"round {row['round']}", float(row["seconds"]))
         for _ in range(REPEATS):
             again = played("playbooks/site.yml", INVENTORY, **DATA_THERE)

@@ -11,7 +11,6 @@ import argparse
 import math
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -21,6 +20,7 @@ from measure import (
     HERE,
     RESULTS,
     Rows,
+    Run,
     curve,
     deploy,
     lab,
@@ -107,17 +107,17 @@ WAYS = {
 }
 
 
-def waiting(directory: Path) -> float:
+def waiting(trained: Run) -> float:
     """Share of the devices' time in which they waited for others."""
-    rows = read_rows(directory / "devices.csv")
+    rows = trained.messages
     waited = sum(float(row["wait_seconds"]) for row in rows)
     busy = sum(float(row[f"{part}_seconds"]) for row in rows for part in _BUSY)
     return waited / (waited + busy)
 
 
-def least(directory: Path) -> float:
+def least(trained: Run) -> float:
     """Of all devices the least accuracy on their own test images: the mean of the last 3 rounds."""
-    rows = [row for row in read_rows(directory / "devices.csv") if row["accuracy"]]
+    rows = [row for row in trained.trained if row["accuracy"]]
     names = {row["device"] for row in rows}
     return min(
         fmean([float(row["accuracy"]) for row in rows if row["device"] == name][-3:])
@@ -127,15 +127,15 @@ def least(directory: Path) -> float:
 
 def run(name: str, rounds: int, **lab: Any) -> Rows:
     """Train once; a row a round."""
-    directory = train(INVENTORY, training_rounds=rounds, **lab, **WAYS[name].run)
+    done = train(INVENTORY, training_rounds=rounds, **lab, **WAYS[name].run)
     seed = lab["training_seed"]
-    longest = max(float(row["devices_seconds"]) for row in read_rows(directory / "rounds.csv"))
+    longest = max(float(row["devices_seconds"]) for row in done.rounds)
     told = {
-        "waiting": round(waiting(directory), 3),
+        "waiting": round(waiting(done), 3),
         "longest_round": round(longest, 1),
-        "least_device": round(least(directory), 4),
+        "least_device": round(least(done), 4),
     }
-    rows: Rows = [{"way": name, "seed": seed} | row | told for row in curve(directory)]
+    rows: Rows = [{"way": name, "seed": seed} | row | told for row in curve(done)]
     say(f"{name}, seed {seed}: {[(row['seconds'], row['accuracy']) for row in rows]}, {told}")
     return rows
 

@@ -11,6 +11,9 @@ from mobilenet.data import load_test_data
 from mobilenet.learner import Parameters, load_tensorflow
 from mobilenet.settings import RunSettings
 
+load_tensorflow()  # before the devices are ready, and not after
+from mobilenet.model import KerasLearner  # noqa: E402
+
 app = ServerApp()
 log = logging.getLogger("flwr")
 
@@ -21,9 +24,6 @@ def main(grid: Grid, context: Context) -> None:
     run = RunSettings.parse(context.run_config)
     strategy = make_strategy(run.strategy, run.strategy_parameters, seed=run.seed)
     data = load_test_data(run)
-    load_tensorflow()
-    from mobilenet.model import KerasLearner
-
     shape = data.test["image"].shape[1:]
     learner = KerasLearner(run.network, shape, data.classes, run.seed)
     initial = learner.initial.as_record()
@@ -41,13 +41,13 @@ def main(grid: Grid, context: Context) -> None:
         evaluate_fn=evaluate_beside(evaluate) if len(data.test["label"]) else None,
     )
     final = result.arrays or initial
-    path = results_directory() / "model.keras"
-    learner.save(Parameters.from_record(final), path)
-    log.info("The model is saved in %s", path.resolve())
-
     # In a round, devices evaluate the model that they receive. The last one is evaluated here.
     content = RecordDict({"arrays": final})
     messages = [Message(content, node, MessageType.EVALUATE) for node in grid.get_node_ids()]
     replies = grid.send_and_receive(messages, timeout=3600)
     metrics = strategy.aggregate_evaluate(run.num_server_rounds, replies)
     log.info("The model on the devices' test images: %s", metrics)
+
+    path = results_directory() / "model.keras"
+    learner.save(Parameters.from_record(final), path)
+    log.info("The model is saved in %s", path.resolve())

@@ -11,8 +11,8 @@ TEST = Path("/test/shard")
 
 def load(split: str, shard: Path = SHARD) -> tuple[Any, Any]:
     """Images (n, 32, 32, 3) as float32 from 0 to 1, and labels (n,)."""
-    images = np.load(shard / f"{split}_images.npy").astype(np.float32) / np.float32(255)
-    return images, np.load(shard / f"{split}_labels.npy")
+    images, labels = (np.load(shard / split / f"{name}.npy") for name in ("image", "label"))
+    return images.astype(np.float32) / np.float32(255), labels
 
 
 def build_model(**options: Any) -> Any:

@@ -43,5 +43,7 @@ class ActionModule(ActionBase):
         except (IndexError, json.JSONDecodeError):
             reason = result["stderr"].strip() or result["stdout"].strip()
             text = f"{shlex.join(command)} failed ({result['rc']}): {reason}"
+            if "No such container" in reason or "is not running" in reason:
+                text += " The lab is not deployed here, or not all of it runs: make lab deploys it."
             raise AnsibleActionFail(text) from None
         return {"changed": told is not None, "answer": answer}

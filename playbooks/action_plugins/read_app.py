@@ -69,7 +69,7 @@ def directory_of(given: str, default: str) -> Path:
 def read_project(directory: Path) -> tuple[dict[str, Any], list[Problem]]:
     """The content of an app's pyproject.toml, or why there is none."""
     if not directory.is_dir():
-        text = "is no directory (training_app): write the directory of a Flower App"
+        text = "there is no such directory (training_app): write the directory of a Flower App"
         return {}, [(directory, text)]
     file = directory / PROJECT
     if not file.is_file():

@@ -202,6 +202,19 @@ def with_measurement(
     return table_text([*kept, row] if keys else [row])
 
 
+def measured_need(directory: str, config: Mapping[str, Any], peaks: Mapping[Any, Any]) -> list[str]:
+    """Lines on what has been measured, and on what follows from it for a device."""
+    app = App(Path(directory), dict(config))
+    need = need_of(app) or fit({int(batch): float(peak) for batch, peak in peaks.items()})
+    told = ", ".join(f"{float(peak):.0f} MiB with batches of {b}" for b, peak in peaks.items())
+    if len(peaks) > 1 and not need.example:
+        told = f"{need.fixed:.0f} MiB, whatever the batch size"
+    asked = f"a device needs device_memory: {_megabytes(needed(need, DEFAULT_BATCH))}"
+    if need.example:
+        asked += f" for batches of {DEFAULT_BATCH}"
+    return [f"{app} takes {told}.", f"With a margin, {asked}. Written to {Path(directory, TABLE)}."]
+
+
 def row_of(need: Need) -> dict[str, str]:
     """The last two cells of a row of the table."""
     return dict(zip(_NEED, (f"{math.ceil(need.fixed)}", f"{need.example:.3f}"), strict=True))
@@ -365,14 +378,12 @@ def _too_small(memory: int, given: Any, need: Need, shown: str, app: str) -> str
     if needed(need, batch) <= memory:
         return None
     largest, wanted = largest_batch(need, memory), _megabytes(needed(need, batch))
+    too_small = f"device_memory is {shown}, less than the {wanted} that {app} takes"
     if largest is None:
-        return f"device_memory is {shown}, less than the {wanted} that {app} takes: write {wanted}"
+        return f"{too_small}: write {wanted} or more"
     smaller = f"device_batch_size of {largest} or less" if largest else "train a smaller model"
     shown_batch = f"auto, which is {batch} or more" if given == AUTO else str(batch)
-    return (
-        f"device_memory is {shown}, less than the {wanted} that {app} takes with "
-        f"device_batch_size {shown_batch}: write {wanted} or more, or {smaller}"
-    )
+    return f"{too_small} with device_batch_size {shown_batch}: write {wanted} or more, or {smaller}"
 
 
 def _megabytes(size: int) -> str:
@@ -388,6 +399,8 @@ class FilterModule:
         return {
             "as_deployed": as_deployed,
             "batch_of": batch_of,
+            "measured_need": measured_need,
+            "memory_keys": lambda directory: keys_of(Path(directory)),
             "memory_problems": memory_problems,
             "shares": shares,
             "with_measurement": with_measurement,

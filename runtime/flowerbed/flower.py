@@ -23,6 +23,8 @@ __all__ = [
     "ObjectPushError",
     "SuperNodeLoop",
     "has_function",
+    "has_waiting_reply",
+    "identify_process",
     "load_programs",
     "wake_superexec",
 ]
@@ -137,6 +139,8 @@ class SuperNodeLoop:
             elif pulled and pulled[0].message_type == lab_message_type:
                 # It was sent, and could not be read: the run has ended in between.
                 self._on_end(pulled[0].run_id)
+            if run is None and has_waiting_reply(arguments["state"]):
+                return 0  # any number lets the loop send what is waiting
             return run
 
         module._pull_and_store_message = pull_and_store_message
@@ -183,6 +187,26 @@ class SuperNodeLoop:
             if self._run == run:
                 self._run = None
                 self._on_end(run)
+
+
+def has_waiting_reply(state: Any) -> bool:
+    """Whether a SuperNode holds a reply that it has not sent.
+
+    Its loop looks for replies only after it has received a message. It then sends those that are
+    there: where one of a run that is over comes first, the reply that was waited for would stay
+    until the next message, which may never come.
+    """
+    with state.lock_msg_store:
+        return any(
+            not entry.is_retrieved and entry.message.metadata.reply_to_message_id
+            for entry in state.msg_store.values()
+        )
+
+
+def identify_process(run_id: int) -> None:
+    """Make this process a ServerApp's of the given run, so that it can create messages."""
+    identity = importlib.import_module("flwr.supercore.task_identity").TaskIdentity
+    identity.run_id, identity.node_id, identity.task_id = run_id, 1, 1
 
 
 def wake_superexec(wait: Callable[[float], object]) -> None:

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,8 @@ class _Loop:
         self.running = True
         self.tasks = 0
         self.readable = True
+        self.lock_msg_store = threading.Lock()
+        self.msg_store: dict[str, Any] = {}
         monkeypatch.setattr(flower, "time", self.time)
         monkeypatch.setattr(self.module, "time", self.time)
         monkeypatch.setattr(self.module, "_pull_and_store_message", self._original)
@@ -250,3 +253,25 @@ def test_superexec_waits_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     module.time.sleep(0.5)
     assert waited == [0.5]
     assert module.time.monotonic() > 0, "all else of the module `time` is there"
+
+
+def test_a_reply_that_waits_is_sent_without_another_message() -> None:
+    """A reply of a run that was over came first, and the one of the new run was left behind."""
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supernode.nodestate import NodeStateFactory
+
+    state = NodeStateFactory(objectstore_factory=ObjectStoreFactory()).state()
+    assert not flower.has_waiting_reply(state)
+    metadata = Metadata(1, "reply", 1, 2, "asked", "", 0.0, 1000.0, "query")
+    state.store_message(Message(content=RecordDict(), metadata=metadata))
+    module: Any = importlib.import_module("flwr.supernode.start_client_internal")
+    original, clock = module._pull_and_store_message, module.time
+    try:
+        module._pull_and_store_message = lambda **_: None
+        flower.SuperNodeLoop(lambda: None, lambda _: None).install("query.flowerbed")
+        pull = module._pull_and_store_message
+        assert pull(state=state, receive=lambda: None) is not None
+        assert state.get_messages_legacy(is_reply=True)
+        assert pull(state=state, receive=lambda: None) is None
+    finally:
+        module._pull_and_store_message, module.time = original, clock

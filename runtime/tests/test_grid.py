@@ -92,7 +92,7 @@ class Played:
         self.recorder = Recorder("run", self.settings.round_timeout, root)
         self.directory = self.recorder.directory
         context = Context(1, 1, {}, RecordDict(), {"num-server-rounds": 2})
-        project = {"project": {"name": "app", "version": "1"}}
+        project: dict[str, Any] = {"project": {"name": "app", "version": "1"}}
         project |= {"tool": {"flowerbed": {"serverapp": "m:app", "run": "run"}}}
         self.hosting = Hosting(link, context, self.settings, self.recorder, project)
         self.hosting.fleet._readers._max_workers = 2
@@ -428,7 +428,7 @@ class Buffered(RoundPolicy, FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         self.record = RecordDict({"arrays": arrays, "config": config})
-        return super().configure_train(server_round, arrays, config, grid)
+        return list(super().configure_train(server_round, arrays, config, grid))
 
     def is_over(self, replies: int, pending: int) -> bool:
         return replies >= 2 or not pending

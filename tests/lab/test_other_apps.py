@@ -156,7 +156,7 @@ def test_runs_of_unlike_apps_are_compared(lab: Played) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("remove", "there is no directory"),
+        ("remove", "there is no such directory (training_app)"),
         ("component", "numpy_only.nowhere"),
         ("raise", "ModuleNotFoundError: No module named 'not_there'"),
         ("key", "learning-rate"),

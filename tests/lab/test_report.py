@@ -24,7 +24,7 @@ PICTURES = {
         "Timeline of the rounds by device",
         "cores over time",
         "memory over time",
-        "Training images by device and label",
+        "Training examples by device and label",
     ],
     COMPARISON: ["Accuracy by seconds", "Accuracy by rounds"],
 }
@@ -108,7 +108,7 @@ def test_the_report_shows_what_the_rows_say(lab: Played, browser: Browser) -> No
         text = seen.page.inner_text("body")
     assert f"{float(last['central_accuracy']):.3f}" in text
     assert f"Every device completed every round (4 devices, {last['round']} rounds)." in text
-    assert "Nothing to show" not in text
+    assert "No data:" not in text
 
 
 def test_the_findings_name_a_device_that_was_paused(lab: Played, browser: Browser) -> None:

@@ -1,4 +1,4 @@
-"""Commands in containers are asked for JSON; results come in one go."""
+"""What playbooks ask of containers and the engine, and how results come to the control node."""
 
 import json
 import stat
@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from repository import ROOT, load, run_task
 
+lab = load(ROOT / "playbooks/filter_plugins/flowerbed.py")
+refusal = load(ROOT / "roles/training/filter_plugins/refusal.py").refusal
 fetch = load(ROOT / "roles/training/action_plugins/fetch_results.py")
 
 
@@ -63,6 +65,63 @@ def test_what_is_no_json_is_a_failure_with_its_reason(docker: Path) -> None:
     printed, told = ask(docker)
     assert told == {}
     assert "python -m some.thing 'a b' failed (3): went wrong" in printed
+
+
+def test_a_lab_that_is_not_there_is_said_to_be(docker: Path) -> None:
+    (docker / "says").write_text("Error response from daemon: No such container: flowerbed-some\n")
+    (docker / "code").write_text("1")
+    (docker / "bin/docker").write_text(
+        (docker / "bin/docker").read_text().replace("echo 'went wrong' >&2", "")
+    )
+    printed, _ = ask(docker)
+    assert "The lab is not deployed here" in printed
+    assert "make lab" in printed
+
+
+def test_the_lab_is_looked_at_in_two_commands(docker: Path) -> None:
+    """What the stand-in prints is both a container and an image."""
+    (docker / "says").write_text(
+        '{"Names": "flowerbed-device-a", "Image": "flowerbed/application:1", "State": "running", '
+        '"Labels": "flowerbed.part=device,flowerbed.device=a,flowerbed.memory=", '
+        '"Repository": "flowerbed/layer", "Tag": "2"}\n'
+    )
+    printed, told = run_task(docker, {"look_at_lab": {}})
+    assert told.get("layers") == ["flowerbed/layer:2"], printed
+    assert told["containers"] == [
+        {
+            "Names": ["/flowerbed-device-a"],
+            "Image": "flowerbed/application:1",
+            "State": "running",
+            "Labels": {
+                "flowerbed.part": "device",
+                "flowerbed.device": "a",
+                "flowerbed.memory": "",
+            },
+        }
+    ]
+
+
+def test_images_are_those_that_the_parts_run() -> None:
+    found = [
+        {"Labels": {"flowerbed.part": part}, "Image": f"{part}:1"}
+        for part in ("superlink", "serverapp", "gate", "prometheus")
+    ]
+    images = {"application": "superlink:1", "gate": "gate:1", "prometheus": "prometheus:1"}
+    assert lab.images_of(found) == images
+    # Another machine than the coordinator has devices alone.
+    device = {"Labels": {"flowerbed.part": "device"}, "Image": "device:1"}
+    assert lab.images_of([device]) == {"application": "device:1"}
+    assert lab.images_of([device, *found])["application"] == "superlink:1"
+    assert lab.images_of([{"Labels": None, "Image": "other"}]) == {}
+
+
+def test_a_refusal_says_which_app_and_the_last_line_first() -> None:
+    told = refusal({"problems": ["it raises: ZeroDivisionError\n  line 3"]}, "/my/app")
+    assert told.splitlines() == [
+        "/my/app cannot run in the lab; no run was started:",
+        "it raises: ZeroDivisionError",
+        "  line 3",
+    ]
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ BENCHMARKS = (
     "watching",
     "strategies",
     "faults",
+    "apps",
+    "bookkeeping",
 )
 MEASURED = [name for name in BENCHMARKS if (ROOT / f"benchmarks/results/{name}.csv").exists()]
 

@@ -189,7 +189,7 @@ def _commands(do: str, state: dict[str, Any], **told: Any) -> list[str]:
         ("pause", "pause c"),
         ("disconnect", "network disconnect flowerbed c"),
         ("slow", "update --cpus 0.125 c"),
-        ("fill_memory", "exec --detach c python -m flowerbed.pressure 20"),
+        ("fill_memory", "exec --detach c python -m flowerbed.device.pressure 20"),
     ],
 )
 def test_what_docker_is_told(do: str, command: str) -> None:

@@ -186,8 +186,8 @@ BAD = {
     "little_memory": of_laptop(
         "device_memory: 300m",
         "device_memory is '300m', less than the ",
-        "that mobilenet 0.25 (small-images) takes with device_batch_size 32",
-        "m or more, or train a smaller training_model",
+        "that app (model mobilenet, recipe small-images, alpha 0.25) takes with device_batch_size",
+        "m or more, or train a smaller model",
     ),
     "large_batch": of_laptop(
         "device_memory: 900m\ndevice_batch_size: 4096",
@@ -199,7 +199,7 @@ BAD = {
         "device_memory: 300m\ndevice_batch_size: auto", "device_batch_size auto, which is 8 or more"
     ),
     "wide_network": Bad(
-        says=("(group devices): ", "that mobilenet 2 (small-images) takes with device_batch_size"),
+        says=("(group devices): ", "app (model mobilenet, recipe small-images, alpha 2.0) takes"),
         arguments=("-e", "training_model_alpha=2 device_memory=1g device_batch_size=32"),
     ),
     "undefined": of_laptop(

@@ -151,7 +151,7 @@ def test_what_is_wrong_is_named(
 
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
     (line,) = problems(tmp_path / "nowhere")
-    assert line.startswith(f"{tmp_path}/nowhere: is no directory (training_app)")
+    assert line.startswith(f"{tmp_path}/nowhere: there is no such directory (training_app)")
 
 
 def test_several_problems_are_all_told_of(write: Callable[..., Path]) -> None:

@@ -9,7 +9,7 @@ from repository import ROOT, load
 follow_container = load(ROOT / "roles/shards/action_plugins/follow_container.py")
 
 
-class Followed(follow_container.ActionModule):  # type: ignore[misc,name-defined]
+class Followed(follow_container.ActionModule):  # type: ignore[name-defined]
     """The action on a machine whose commands have answers that are known."""
 
     def __init__(self, *answers: dict[str, Any]) -> None:

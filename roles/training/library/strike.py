@@ -104,7 +104,7 @@ def commands_for(told: dict[str, Any], state: dict[str, Any], cores: int) -> lis
         left = max(_LEAST_CPUS, told["share"] * (limit or cores))
         return [["update", "--cpus", f"{left:g}", container]]
     if told["do"] == "fill_memory":
-        fill = ["python", "-m", "flowerbed.pressure", f"{told['seconds']:g}"]
+        fill = ["python", "-m", "flowerbed.device.pressure", f"{told['seconds']:g}"]
         return [["exec", "--detach", container, *fill]]
     if told["do"] != "rejoin":
         return [["kill", container]]

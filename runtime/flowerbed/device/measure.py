@@ -327,7 +327,9 @@ def compose(app: Path, target: Path, layer: str) -> tuple[str, dict[str, Any]]:
     project["tool"]["flowerbed"] = project["tool"].get("flowerbed", {}) | table
     shutil.copytree(app, target, copy_function=shutil.copyfile)
     (target / "pyproject.toml").write_text(tomli_w.dumps(project))
-    return own["components"]["serverapp"], own.get("config", {})
+    # Keys of nested tables come flat from the caller, as Flower gives them to an app.
+    config = {key: value for key, value in own.get("config", {}).items() if type(value) is not dict}
+    return own["components"]["serverapp"], config
 
 
 def node_config(batch_size: int, more: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,6 +84,8 @@ class HostedServerApp(ServerApp):
         settings = LabSettings.read(RESULTS / told["run"])
         recorder = Recorder(settings.run_name, settings.round_timeout)
         os.environ[RESULTS_DIRECTORY] = str(recorder.directory)
+        # Numerical libraries of the app may use all cores of the coordinator.
+        os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
         try:
             Hosting(grid, context, settings, recorder, project).play(directory)
         except BaseException as error:

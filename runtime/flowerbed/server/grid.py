@@ -230,7 +230,7 @@ class LabGrid(Grid):
                     f"enough devices; online: {online}. Start the missing ones, or have the "
                     "strategy ask fewer (min_available_nodes, min_train_nodes)."
                 )
-            # An app with a loop of its own waits in its own way, and after the last round for nobody.
+            # An app with a loop of its own waits in its own way, and after its rounds for nobody.
             if devices or not self.observed:
                 return [device.node_id for device in devices]
             if self._fleet.free():

@@ -59,11 +59,24 @@ class _Evaluation:
         self._rounds.finish()
         return None
 
-    def wait(self, result: Result) -> None:
-        """Wait for the last evaluation, and put all of them into the result."""
-        for number, running in self._running.items():
-            if (metrics := running.result()) is not None:
+    def fill(self, result: Result) -> None:
+        """Put all evaluations into the result, the last one when it is there."""
+
+        def put(number: int, done: Future[MetricRecord | None]) -> None:
+            if not done.exception() and (metrics := done.result()) is not None:
                 result.evaluate_metrics_serverapp[number] = metrics
+
+        for number, running in self._running.items():
+            running.add_done_callback(functools.partial(put, number))
+
+    def wait(self) -> None:
+        """Wait for the last evaluation.
+
+        Raises:
+            Exception: whatever the app's function has raised.
+        """
+        for running in self._running.values():
+            running.result()
         if self._thread:
             self._thread.shutdown()
 
@@ -121,7 +134,8 @@ def _wrapped(strategy: Strategy, grid: LabGrid, *, ends_with_evaluation: bool) -
 
 @contextmanager
 def observed(grid: LabGrid) -> Iterator[None]:
-    """Have every `Strategy.start` over `grid` observed."""
+    """Have every `Strategy.start` over `grid` observed; wait for evaluations in the end."""
+    evaluations: list[_Evaluation] = []
     start = Strategy.start
     signature = inspect.signature(start)
 
@@ -134,6 +148,7 @@ def observed(grid: LabGrid) -> Iterator[None]:
         evaluation = None
         if function := call.arguments["evaluate_fn"]:
             evaluation = call.arguments["evaluate_fn"] = _Evaluation(function, grid.rounds)
+            evaluations.append(evaluation)
         grid.plan(call.arguments["num_rounds"], central=evaluation is not None)
         if isinstance(strategy, RoundPolicy):
             grid.policy = strategy
@@ -142,7 +157,7 @@ def observed(grid: LabGrid) -> Iterator[None]:
             with _wrapped(strategy, grid, ends_with_evaluation=evaluation is not None):
                 result: Result = start(*call.args, **call.kwargs)
             if evaluation:
-                evaluation.wait(result)
+                evaluation.fill(result)
             return result
         finally:
             grid.observed = False
@@ -151,6 +166,8 @@ def observed(grid: LabGrid) -> Iterator[None]:
     Strategy.start = observed_start
     try:
         yield
+        for evaluation in evaluations:
+            evaluation.wait()
     finally:
         Strategy.start = start
 
