@@ -91,7 +91,7 @@ ruff: $(test_tools)
 # node.
 mypy: $(test_tools)
 	$(bin)/mypy --python-version 3.13 runtime
-	MYPYPATH=runtime $(bin)/mypy --python-version 3.13 app
+	MYPYPATH=runtime $(bin)/mypy --cache-dir .cache/mypy-app --python-version 3.13 app
 	$(bin)/mypy --python-version 3.11 playbooks roles tests benchmarks
 	$(bin)/mypy --python-version 3.11 molecule
 

@@ -47,14 +47,15 @@ from flowerbed.messages import pack, seal, unpack, unseal
 from flowerbed.settings import DeviceSettings
 
 _MEBIBYTE = 2**20
-REST = 160 * _MEBIBYTE
+REST = 155 * _MEBIBYTE
 """Bytes that all processes of a device but the worker take while it works on a message: supervisor,
 SuperNode, SuperExec and ClientApp. Measured on devices without a limit, by their cgroups: 150 MiB
-for an app whose arrays have a few kB, 164 to 169 for the default one, whose arrays have 0.9 MiB."""
-_COPIES, _COPIES_OF_MORE, _MUCH = 15, 7.5, 10 * _MEBIBYTE
-"""How often a message's arrays are in these processes, up to 10 MiB and beyond. Measured: 24 MiB
-more for arrays of 1 MiB, 39 for 2, 65 for 4, 87 to 110 for 6, 145 to 154 for 10, 220 for 20, 310 to
-450 for 50, 610 for 100."""
+for an app whose arrays have a few kB, 164 for the default one, whose arrays have 0.9 MiB."""
+_COPIES, _COPIES_OF_MORE, _MUCH = 12, 6, 10 * _MEBIBYTE
+"""How often a message's arrays are in these processes, up to 10 MiB and beyond. An app that does
+nothing but reply took 24 MiB more for arrays of 1 MiB, 39 for 2, 65 for 4, 145 for 10, 200 for 20,
+310 to 450 for 50 and 600 for 100; networks that train, 60 MiB for arrays of 9 MiB and 110 for 12:
+their worker takes the most when no message is on its way."""
 NODES = (1, 2)
 """Flower's strategies want two nodes by default. Here, both are the same device."""
 _RUN = 1
