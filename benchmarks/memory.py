@@ -333,7 +333,7 @@ def follow_run(superlink: Any, results_: Path, name: str) -> str:
         status = json.loads(file.read_text()) if file.exists() else status
     with (results_ / name / "devices.csv").open(newline="") as lines:
         outcomes = [row["outcome"] for row in csv.DictReader(lines)]
-    if "out_of_memory" in [*outcomes, *status["message"].split(" ")]:
+    if "out_of_memory" in outcomes or "out_of_memory" in status["message"]:
         return "out_of_memory"
     if status["state"] == "failed":
         sys.exit(f"{name} has failed: {status['message']}")

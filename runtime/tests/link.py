@@ -26,6 +26,7 @@ class Node:
         delays: seconds before each reply, in order; none where the list has come to its end.
         warm_up: metrics that it introduces itself with.
         broken: traceback of the app's import, if it cannot be loaded.
+        deaths: attempts to get ready in which its worker dies.
     """
 
     client: ClientFunction
@@ -35,6 +36,7 @@ class Node:
     shard: dict[str, Any] = field(default_factory=dict)
     availability: float = 1.0
     broken: str = ""
+    deaths: int = 0
     session: str = "first"
 
 
@@ -103,6 +105,11 @@ class Link(Grid):
 
     def _introduction(self, number: int) -> dict[str, Any]:
         node = self.nodes[number]
+        if node.deaths:
+            node.deaths -= 1
+            reason = "the worker died: out_of_memory"
+            died = {"outcome": "out_of_memory", "reason": reason, "started": time.time()}
+            return {"node_config": self.config(number)} | died
         return {
             "node_config": self.config(number),
             "shard": node.shard,

@@ -278,6 +278,27 @@ def test_missing_devices_are_named(lab: Any) -> None:
         played.play()
 
 
+def test_a_device_that_dies_while_it_gets_ready_is_asked_again(lab: Any) -> None:
+    nodes = clients()
+    nodes[2].deaths = 2
+    played = lab(nodes, start(fedavg()), devices=["d1", "d2"], device_wait=60.0)
+    played.play()
+    assert played.rows("rounds.csv")[0]["devices"] == "3"
+
+
+def test_the_server_does_not_wait_for_a_device_that_always_dies(lab: Any) -> None:
+    nodes = clients()
+    nodes[2].deaths = 1000
+    played = lab(nodes, start(fedavg()), devices=["d1", "d2"], device_wait=60.0)
+    started = time.monotonic()
+    with pytest.raises(
+        MissingDevicesError,
+        match=r"not ready after 3 attempts: d2: the worker died: out_of_memory$",
+    ):
+        played.play()
+    assert time.monotonic() - started < 20
+
+
 def test_a_slow_device_is_timed_out_and_late(lab: Any) -> None:
     nodes = clients()
     nodes[3].delays = [3.0]

@@ -47,6 +47,8 @@ _READERS = 4
 _READ_AT_ONCE = 32
 """Messages that one reader asks for at once; the time of their arrival is taken together."""
 _FAREWELL = 30.0
+_INTRODUCTIONS = 3
+"""Attempts of a device to get ready, after which the server no longer waits for it."""
 
 
 @dataclass(frozen=True)
@@ -296,6 +298,8 @@ class Fleet:
         self._devices: dict[int, Device] = {}
         self._questions: dict[str, tuple[int, float]] = {}
         self._sessions: dict[int, str] = {}
+        self._failures: dict[str, list[str]] = {}
+        """Name of a device to why each of its attempts to get ready has failed."""
         self._pending: dict[str, PendingMessage] = {}
         self._settled: list[Reply] = []
         self._next_nodes = 0.0
@@ -366,9 +370,11 @@ class Fleet:
         settings = DeviceSettings.parse(header["node_config"])
         if header["outcome"] not in MODEL_OUTCOMES:
             log.warning("%s is not ready: %s", settings.device, header["reason"])
+            self._failures.setdefault(settings.device, []).append(header["reason"])
             if trace := header.get("traceback"):
                 self.app_error = f"{settings.device}: {header['reason']}\n{trace}"
             return
+        self._failures.pop(settings.device, None)
         self._devices[node] = Device(
             node_id=node,
             settings=settings,
@@ -401,12 +407,19 @@ class Fleet:
             if len(ready) != known:
                 known = len(ready)
                 progress(f"{known} of {len(wanted) or 'any'} devices are ready")
+            missing = sorted(wanted - ready)
+            failures = {name: self._failures.get(name, []) for name in missing}
+            if missing and all(len(each) >= _INTRODUCTIONS for each in failures.values()):
+                reasons = "; ".join(f"{name}: {each[-1]}" for name, each in failures.items())
+                raise MissingDevicesError(f"not ready after {_INTRODUCTIONS} attempts: {reasons}")
             if time.monotonic() > deadline:
-                missing = ", ".join(sorted(wanted - ready)) or "every one"
+                reasons = ", ".join(
+                    f"{name} ({each[-1]})" if each else name for name, each in failures.items()
+                )
                 raise MissingDevicesError(
-                    f"not ready after {timeout:.0f} s: {missing}. Look at the log of their "
-                    "containers (docker logs flowerbed-device-NAME) on their machines; a slow "
-                    "machine may need a longer training_device_wait."
+                    f"not ready after {timeout:.0f} s: {reasons or 'every device'}. Look at the "
+                    "log of their containers (docker logs flowerbed-device-NAME) on their "
+                    "machines; a slow machine may need a longer training_device_wait."
                 )
             time.sleep(0.25)
 
