@@ -47,7 +47,7 @@ from measure import (
     write_rows,
 )
 
-sys.path.append(str(ROOT / "playbooks" / "filter_plugins"))
+sys.path.append(str(ROOT / "plugins" / "filter"))
 import memory_plan as plan
 
 APP = ROOT / "app"

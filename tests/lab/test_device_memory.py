@@ -17,7 +17,7 @@ LITTLE = 0.75
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The benchmark, which has devices without a lab."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.syspath_prepend(str(ROOT / "playbooks/filter_plugins"))
+    monkeypatch.syspath_prepend(str(ROOT / "plugins/filter"))
     return importlib.import_module("memory")
 
 

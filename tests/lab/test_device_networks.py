@@ -86,7 +86,7 @@ def shape(device: Any, *arguments: str, **limits: str) -> dict[str, Any]:
     """What the module answers."""
     containers = json.dumps({"containers": [{"name": device.name, **limits}]})
     command = [program("ansible"), "local", "-i", "inventory/local", "-o", "-m", "shape_networks"]
-    command += ["-M", str(Path("roles/device/library")), "-a", containers, *arguments]
+    command += ["-M", str(Path("plugins/modules")), "-a", containers, *arguments]
     told = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     assert told.returncode == 0, told.stdout + told.stderr
     answer: dict[str, Any] = json.loads(told.stdout.split("=>", 1)[1])

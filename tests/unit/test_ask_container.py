@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from repository import ROOT, load, run_task
 
-lab = load(ROOT / "playbooks/filter_plugins/flowerbed.py")
-refusal = load(ROOT / "roles/training/filter_plugins/refusal.py").refusal
-fetch = load(ROOT / "roles/training/action_plugins/fetch_results.py")
+lab = load(ROOT / "plugins/filter/flowerbed.py")
+refusal = load(ROOT / "plugins/filter/refusal.py").refusal
+fetch = load(ROOT / "plugins/action/fetch_results.py")
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_a_refusal_says_which_app_and_the_last_line_first() -> None:
 @pytest.fixture
 def role(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let plays outside of the role have its action."""
-    monkeypatch.setenv("ANSIBLE_ACTION_PLUGINS", str(ROOT / "roles/training/action_plugins"))
+    monkeypatch.setenv("ANSIBLE_ACTION_PLUGINS", str(ROOT / "plugins/action"))
 
 
 def fetched(tmp_path: Path, *arguments: str) -> tuple[str, dict[str, Any]]:

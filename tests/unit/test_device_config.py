@@ -10,7 +10,7 @@ import pytest
 import yaml
 from repository import ROOT, load, program
 
-config = load(ROOT / "playbooks/action_plugins/merge_device_config.py")
+config = load(ROOT / "plugins/action/merge_device_config.py")
 
 
 def merge(tmp_path: Path, files: dict[str, Any], *arguments: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from repository import ROOT, load, read_yaml
 
-playbooks = load(ROOT / "playbooks/filter_plugins/flowerbed.py")
+playbooks = load(ROOT / "plugins/filter/flowerbed.py")
 SPEC = read_yaml(ROOT / "roles/device/meta/argument_specs.yml")["argument_specs"]["main"]["options"]
 SHARD = {"fingerprint": "one", "fraction": 0.5}
 

@@ -52,7 +52,7 @@ def shown(tmp_path: Path, results: Path, failure: str) -> list[str]:
     }
     play = {"hosts": "coordinator", "gather_facts": False, "vars": variables, "tasks": [task]}
     # Beside a playbook are its filters.
-    (tmp_path / "filter_plugins").symlink_to(ROOT / "playbooks/filter_plugins")
+    (tmp_path / "filter_plugins").symlink_to(ROOT / "plugins/filter")
     (tmp_path / "play.yml").write_text(json.dumps([play]))
     command = [program("ansible-playbook"), "-i", "inventory.json", "play.yml"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from repository import ROOT, load, read_yaml
 
-playbooks = load(ROOT / "playbooks/filter_plugins/flowerbed.py")
-follow_run = load(ROOT / "roles/training/action_plugins/follow_run.py")
-strike = load(ROOT / "roles/training/library/strike.py")
-strikes = load(ROOT / "roles/training/filter_plugins/strikes.py")
+playbooks = load(ROOT / "plugins/filter/flowerbed.py")
+follow_run = load(ROOT / "plugins/action/follow_run.py")
+strike = load(ROOT / "plugins/modules/strike.py")
+strikes = load(ROOT / "plugins/filter/strikes.py")
 
 GROUPS = {
     "machines": ["server", "desk"],

@@ -13,7 +13,7 @@ from repository import ROOT, load
 MEBI = 2**20
 
 
-follow_run = load(ROOT / "roles/training/action_plugins/follow_run.py")
+follow_run = load(ROOT / "plugins/action/follow_run.py")
 
 
 def _device(doing: str, **more: Any) -> dict[str, Any]:

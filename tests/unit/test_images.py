@@ -11,8 +11,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from repository import ROOT, files, load, program, read_yaml, texts
 
-images = load(ROOT / "roles/images/filter_plugins/images.py")
-bundle = load(ROOT / "roles/images/filter_plugins/bundle.py")
+images = load(ROOT / "plugins/filter/images.py")
+bundle = load(ROOT / "plugins/filter/bundle.py")
 
 VERSIONS = "roles/images/vars/main.yml"
 REGISTRIES = re.compile(r"\b(?:docker|ghcr|quay|gcr)\.io/")

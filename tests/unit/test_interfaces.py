@@ -16,8 +16,8 @@ RUNTIME = "runtime/flowerbed/settings.py"
 APP = "app/mobilenet/settings.py"
 PLAN = "runtime/flowerbed/data/plan.py"
 
-read_app = load(ROOT / "playbooks/action_plugins/read_app.py")
-device_config = load(ROOT / "playbooks/action_plugins/merge_device_config.py")
+read_app = load(ROOT / "plugins/action/read_app.py")
+device_config = load(ROOT / "plugins/action/merge_device_config.py")
 
 
 def _fields(module: str, name: str) -> dict[str, ast.AnnAssign]:

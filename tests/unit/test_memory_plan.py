@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from repository import ROOT, load, read_yaml
 
-plan = load(ROOT / "playbooks/filter_plugins/memory_plan.py")
+plan = load(ROOT / "plugins/filter/memory_plan.py")
 MEBIBYTE = 2**20
 TABLE = """\
 model,recipe,alpha,fixed_mib,example_mib
@@ -392,7 +392,7 @@ def test_a_wider_network_and_a_larger_batch_take_more() -> None:
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The command that measures."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.syspath_prepend(str(ROOT / "playbooks/filter_plugins"))
+    monkeypatch.syspath_prepend(str(ROOT / "plugins/filter"))
     return importlib.import_module("memory")
 
 

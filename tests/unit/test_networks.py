@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from repository import ROOT, load
 
-shaping = load(ROOT / "roles/device/library/shape_networks.py")
-machine_state = load(ROOT / "roles/preflight/library/machine_state.py")
-playbooks = load(ROOT / "playbooks/filter_plugins/flowerbed.py")
+shaping = load(ROOT / "plugins/modules/shape_networks.py")
+machine_state = load(ROOT / "plugins/modules/machine_state.py")
+playbooks = load(ROOT / "plugins/filter/flowerbed.py")
 
 # What tc has printed, 6.1 and for netem 6.15: seconds, shares, bytes a second.
 UNLIMITED = '[{"kind":"noqueue","handle":"0:","root":true,"refcnt":2,"options":{}}]'

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from repository import ROOT, load, run_task
 
-action = load(ROOT / "playbooks/action_plugins/place_files.py")
+action = load(ROOT / "plugins/action/place_files.py")
 
 
 def place(root: Path, entries: list[dict[str, Any]], *arguments: str) -> tuple[str, dict[str, Any]]:

@@ -22,12 +22,12 @@ ROLE = ROOT / "roles/preflight"
 ANY = str(ipaddress.IPv4Address(0))
 
 
-variables = load(ROLE / "filter_plugins/variable_problems.py")
-inventories = load(ROLE / "filter_plugins/inventory_problems.py")
-machines = load(ROLE / "filter_plugins/machine_problems.py")
-machine_state = load(ROLE / "library/machine_state.py")
-look = load(ROLE / "action_plugins/look_at_machine.py")
-playbook_filters = load(ROOT / "playbooks/filter_plugins/flowerbed.py")
+variables = load(ROOT / "plugins/filter/variable_problems.py")
+inventories = load(ROOT / "plugins/filter/inventory_problems.py")
+machines = load(ROOT / "plugins/filter/machine_problems.py")
+machine_state = load(ROOT / "plugins/modules/machine_state.py")
+look = load(ROOT / "plugins/action/look_at_machine.py")
+playbook_filters = load(ROOT / "plugins/filter/flowerbed.py")
 
 ROLE_VARS = yaml.safe_load((ROLE / "vars/main.yml").read_text())
 RULES = ROLE_VARS["__preflight_rules"]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from repository import ROOT, load, program
 
-app = load(ROOT / "playbooks/action_plugins/read_app.py")
+app = load(ROOT / "plugins/action/read_app.py")
 
 FLOWER = "1.42.0"
 PROJECT = """

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from repository import ROOT, load, run_task
 
-action = load(ROOT / "playbooks/action_plugins/run_container.py")
+action = load(ROOT / "plugins/action/run_container.py")
 
 LABELS = {"flowerbed.part": "part"}
 CONTAINER = {"name": "flowerbed-part", "image": "some", "labels": LABELS}

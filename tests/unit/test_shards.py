@@ -6,7 +6,7 @@ import pytest
 from ansible.errors import AnsibleActionFail
 from repository import ROOT, load
 
-follow_container = load(ROOT / "roles/shards/action_plugins/follow_container.py")
+follow_container = load(ROOT / "plugins/action/follow_container.py")
 
 
 class Followed(follow_container.ActionModule):  # type: ignore[name-defined]

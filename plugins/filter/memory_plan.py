@@ -29,8 +29,8 @@ from ansible.utils.vars import load_extra_vars
 
 display = Display()
 
-_PLAYBOOKS = Path(__file__).parents[1]
-DEFAULT_APP = _PLAYBOOKS.parent / "app"
+_ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_APP = _ROOT / "app"
 TABLE = "memory.csv"
 _NEED = ("fixed_mib", "example_mib")
 MARGIN = 0.1
@@ -53,7 +53,7 @@ Problem = tuple[str, str]
 
 
 def _load_plugin(path: Path) -> ModuleType:
-    """Load another plugin of these playbooks; Ansible finds plugins by directory, not by import."""
+    """Load another plugin; Ansible finds plugins by directory, not by import."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ImportError(path)
@@ -62,7 +62,7 @@ def _load_plugin(path: Path) -> ModuleType:
     return module
 
 
-_read_app = _load_plugin(_PLAYBOOKS / "action_plugins/read_app.py")
+_read_app = _load_plugin(_ROOT / "plugins/action/read_app.py")
 
 
 class Need(NamedTuple):
