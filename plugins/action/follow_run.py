@@ -201,13 +201,13 @@ class Screen:
 class ActionModule(ActionBase):
     """`follow_run: run=NAME` returns the run's last status, and fails if the run fails.
 
-    With `strikes`, the faults that are planned, it also returns when one of them is due, as `due`.
-    `struck` are those that have been injected: id to time. `shown`, the number of rounds that have
-    been shown, is passed to the next call; `over` says that the run has ended.
+    With `injections`, the faults that are planned, it also returns when one of them is due, as
+    `due`. `injected` has those that have been injected: id to time. `shown`, the number of rounds
+    that have been shown, is passed to the next call; `over` says that the run has ended.
     """
 
     TRANSFERS_FILES = False
-    _VALID_ARGS = frozenset(("run", "strikes", "struck", "shown"))
+    _VALID_ARGS = frozenset(("run", "injections", "injected", "shown"))
 
     def _exec(self, container: str, *argv: str) -> dict[str, Any]:
         """Return the JSON that a command in a container prints.
@@ -289,8 +289,8 @@ class ActionModule(ActionBase):
     def _follow(self, name: str, screen: Screen) -> dict[str, Any]:
         started = last_checked = last_shown = time.monotonic()
         arguments = self._task.args
-        injected = arguments.get("struck") or {}
-        faults = arguments.get("strikes") or ()
+        injected = arguments.get("injected") or {}
+        faults = arguments.get("injections") or ()
         pending = [fault for fault in faults if str(fault["id"]) not in injected]
         shown, message = int(arguments.get("shown") or 0), ""
         # The first command returns at once: only its status tells when faults are due.

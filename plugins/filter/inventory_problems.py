@@ -285,8 +285,8 @@ def machine_plans(
 
     Returns:
         Machine to `ports` (variable to number), `devices` (name to `cpus` and `memory` in bytes,
-        None for no limit, and `network`, variable to value of its limits), `shards`, the directory
-        of the data, `dataset`, a directory that must be there, or "", and `source`, where its
+        None for no limit, and `network`, variable to value of its limits), `data`, the lab's
+        directory, `dataset`, a directory that must be there, or "", and `source`, where its
         images are from.
     """
     plans: dict[str, dict[str, Any]] = {}
@@ -296,9 +296,7 @@ def machine_plans(
         plans[machine] = {
             "ports": _ports(machine, variables, ports, groups, options),
             "devices": {},
-            "shards": _value(
-                variables, "shards_directory", options["shards"]["shards_directory"]["default"]
-            ),
+            "data": _value(variables, "lab_directory", options["lab"]["lab_directory"]["default"]),
             "dataset": dataset if dataset.startswith("/") else "",
             "source": _value(
                 variables, "images_source", options["images"]["images_source"]["default"]

@@ -37,7 +37,7 @@ def machine_problems(
     """All that is wrong with a machine.
 
     Args:
-        seen: what `look_at_machine` returned.
+        seen: what `inspect_machine` returned.
         machine: its name.
         plan: what it must bear, see `machine_plans`.
         required: whether the lab cannot do without it where it is out of reach.
@@ -49,7 +49,7 @@ def machine_problems(
         return [(machine, _silent(machine, seen))] if required or "unreached" not in seen else []
     state, engine = seen["state"], seen["engine"]
     needs = {engine["root"]: ("images", disk_minimum, "preflight_disk_minimum")}
-    needs[plan["shards"]] = ("data", data_minimum, "preflight_data_minimum")
+    needs[plan["data"]] = ("data", data_minimum, "preflight_data_minimum")
     texts = [
         *_system(state),
         *_engine(engine, plan["source"]),

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -70,6 +71,7 @@ def variable_problems(
     options: Mapping[str, Mapping[str, Option]],
     rules: Mapping[str, Option],
     passed: Mapping[str, str],
+    renamed: Mapping[str, str] = MappingProxyType({}),
     foreign: Collection[str] = (),
     given: Collection[str] = (),
 ) -> list[Problem]:
@@ -82,15 +84,16 @@ def variable_problems(
         options: see `role_options`.
         rules: variable to what its type does not say: `minimum`, `above`, `maximum`, `choices`,
             `size`, `pattern` with what to `write`, a word that stands for a value (`or`), or
-            `elsewhere` for what others judge.
+            `elsewhere` for what others judge; `everywhere` if devices and machines read it.
         passed: see `passed_variables`.
+        renamed: old names of variables to new ones.
         foreign: variables that are not the lab's, whatever their prefix.
         given: variables of the command line, whose numbers come as text.
     """
     # Copied, because each look into Ansible's own dictionaries costs what a template does.
     known = {name: dict(option) for role in options.values() for name, option in role.items()}
     rules = {name: dict(rule) for name, rule in rules.items()}
-    passed, foreign, given = dict(passed), set(foreign), set(given)
+    passed, renamed, foreign, given = dict(passed), dict(renamed), set(foreign), set(given)
     devices, machines = set(devices), set(machines)
     device_names = {name for host in devices for name in found[host]}
     machine_names = {name for host in machines for name in found[host]}
@@ -100,8 +103,13 @@ def variable_problems(
             of_device = name.startswith("device_")
             readers, read = (devices, device_names) if of_device else (machines, machine_names)
             rule = rules.get(name, {})
+            if rule.get("everywhere"):
+                readers = devices | machines
             if name in foreign:
                 text = None
+            elif name in renamed:
+                shown = _shown(name, variable.get("value", variable.get("raw")))
+                text = f"{name} is {shown}, but has another name now: write {renamed[name]}"
             elif name in passed or name not in known:
                 text = _stranger(name, variable, known, passed)
             elif host not in readers:
@@ -113,6 +121,39 @@ def variable_problems(
                 text = _wrong_value(name, variable, known[name], rule, given=name in given)
             if text:
                 problems.append((host, text))
+    return problems
+
+
+def shared_problems(
+    found: Mapping[str, Mapping[str, Found]],
+    names: Collection[str],
+    hosts: Collection[str],
+    options: Mapping[str, Option],
+) -> list[Problem]:
+    """Variables that some hosts must have in common, but that have several values.
+
+    Args:
+        found: host to its variables.
+        names: names of the variables.
+        hosts: hosts that must have the same value.
+        options: entries of the variables in the argument specs, for their defaults.
+    """
+    problems: list[Problem] = []
+    for name in names:
+        values: dict[str, list[str]] = {}
+        for host in hosts:
+            value = found[host].get(name, {}).get("value", options[name]["default"])
+            values.setdefault(_shown(name, value), []).append(host)
+        *others, (common, example) = sorted(values.items(), key=lambda item: len(item[1]))
+        problems += [
+            (
+                host,
+                f"{name} is {value}, but {common} for {example[0]}: all hosts of a lab have the "
+                "same; write it into group_vars/all.yml",
+            )
+            for value, differing in others
+            for host in differing
+        ]
     return problems
 
 
@@ -347,5 +388,6 @@ class FilterModule:
         return {
             "passed_variables": passed_variables,
             "role_options": role_options,
+            "shared_problems": shared_problems,
             "variable_problems": variable_problems,
         }

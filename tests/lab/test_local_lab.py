@@ -449,9 +449,9 @@ def test_a_run_survives_its_faults(
     assert b"the worker died of: out_of_memory" in log
     for number in range(1, 6):
         assert len({row["device"] for row in rows if row["round"] == str(number)}) == len(inventory)
-    struck = _rows("test-faults", "faults.csv")
-    assert {row["problem"] for row in struck} == {""}
-    what = [(row["fault"], row["target"]) for row in struck]
+    injected = _rows("test-faults", "faults.csv")
+    assert {row["problem"] for row in injected} == {""}
+    what = [(row["fault"], row["target"]) for row in injected]
     assert sorted(what) == sorted(
         [
             *(("kill", container), ("rejoin", container)),
@@ -460,7 +460,7 @@ def test_a_run_survives_its_faults(
             *(("slow", container), ("rejoin", container)),  # the latter when the run was over
         ]
     )
-    assert all(row["round"] == "1" for row in struck if row["fault"] == "kill")
+    assert all(row["round"] == "1" for row in injected if row["fault"] == "kill")
     limit = round(inventory[container]["device_speed"] * 1e9)
     host = engine.containers.get(f"flowerbed-device-{container}").attrs["HostConfig"]
     assert host["NanoCpus"] == limit

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from repository import ROOT, load, run_task
 
-lab = load(ROOT / "plugins/filter/flowerbed.py")
+lab = load(ROOT / "plugins/filter/inventory.py")
 refusal = load(ROOT / "plugins/filter/refusal.py").refusal
 fetch = load(ROOT / "plugins/action/fetch_results.py")
 
@@ -85,7 +85,7 @@ def test_the_lab_is_looked_at_in_two_commands(docker: Path) -> None:
         '"Labels": "flowerbed.part=device,flowerbed.device=a,flowerbed.memory=", '
         '"Repository": "flowerbed/layer", "Tag": "2"}\n'
     )
-    printed, told = run_task(docker, {"look_at_lab": {}})
+    printed, told = run_task(docker, {"inspect_lab": {}})
     assert told.get("layers") == ["flowerbed/layer:2"], printed
     assert told["containers"] == [
         {

@@ -1,12 +1,14 @@
-"""When a device's container is made anew."""
+"""The values that the lab derives for a device, and what its container is made of."""
 
 from typing import Any
 
 import pytest
 from repository import ROOT, load, read_yaml
 
-playbooks = load(ROOT / "plugins/filter/flowerbed.py")
-SPEC = read_yaml(ROOT / "roles/device/meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+inventory = load(ROOT / "plugins/filter/inventory.py")
+run_container = load(ROOT / "plugins/action/run_container.py")
+ROLE = ROOT / "roles/device"
+OPTIONS = read_yaml(ROLE / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
 SHARD = {"fingerprint": "one", "fraction": 0.5}
 
 
@@ -15,90 +17,74 @@ def _lab() -> dict[str, dict[str, Any]]:
         "board": {
             "images_references": {"application": "flowerbed/application:1"},
             "device_shards": {"pi": dict(SHARD)},
-            "certificates_identities": {"pi": "one"},
+            "certificates_identities": {"pi": "two"},
         },
         "pi": {"device_machine": "board", "device_class": "raspberry_pi_4", "device_cpus": 0.5},
     }
 
 
-def _given(
-    hostvars: dict[str, dict[str, Any]],
-    batch: int = 32,
-    recipe: str = "one",
-    others: tuple[str, ...] = (),
-    config: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    told = playbooks.given_to(
+def _values(lab: dict[str, dict[str, Any]], *others: str) -> dict[str, Any]:
+    values = inventory.device_values(
         ["pi"],
         "board",
-        hostvars,
+        lab,
         everybody=[*others, "pi"],
-        batches={"pi": batch},
-        configs={"pi": config or {}},
-        recipe=[recipe],
+        batches={"pi": 32},
+        configs={"pi": {"camera": "front"}},
     )
-    assert told.keys() == {"pi"}
-    given: dict[str, Any] = told["pi"]
-    return given
+    assert values.keys() == {"pi"}
+    found: dict[str, Any] = values["pi"]
+    return found
 
 
-def test_a_device_is_given_what_was_found_on_its_machine() -> None:
-    given = _given(_lab())
-    assert given | {"definition": ""} == {
+def test_a_device_has_the_values_that_were_found_on_its_machine() -> None:
+    assert _values(_lab()) == {
         "image": "flowerbed/application:1",
         "quota": 0.5,
         "batch": 32,
         "share": 0.5,
         "partition": 0,
         "partitions": 1,
-        "app_config": {},
-        "definition": "",
+        "app_config": {"camera": "front"},
+        "shard": "one",
+        "key": "two",
     }
-    assert _given(_lab()) == given
 
 
-@pytest.mark.parametrize(
-    ("host", "variable", "value"),
-    [
-        ("board", "images_references", {"application": "flowerbed/application:2"}),
-        ("board", "device_shards", {"pi": SHARD | {"fingerprint": "two"}}),
-        ("board", "device_shards", {"pi": SHARD | {"fraction": 1.0}}),
-        ("board", "certificates_identities", {"pi": "two"}),
-        ("pi", "device_cpus", 0.25),
-        *(("pi", variable, "another") for variable in playbooks.OF_ITS_OWN),
-    ],
-)
-def test_whatever_it_is_made_of_makes_it_anew(host: str, variable: str, value: Any) -> None:
-    changed = _lab()
-    changed[host][variable] = value
-    assert _given(changed)["definition"] != _given(_lab())["definition"]
-
-
-def test_so_do_batch_configuration_other_devices_and_what_the_role_makes_of_it() -> None:
-    others: list[dict[str, Any]] = [
-        {},
-        {"batch": 16},
-        {"recipe": "two"},
-        {"others": ("phone",)},
-        {"config": {"camera": "front"}},
-    ]
-    definitions = {_given(_lab(), **other)["definition"] for other in others}
-    assert len(definitions) == len(others)
+def test_a_device_without_a_shard_and_a_key_has_values() -> None:
+    lab = _lab()
+    lab["board"] |= {"device_shards": {}, "certificates_identities": {}}
+    values = _values(lab)
+    assert (values["share"], values["shard"], values["key"]) == (1.0, "", "")
 
 
 def test_partitions_are_numbered_by_name() -> None:
-    given = _given(_lab(), others=("laptop", "tablet"))
-    assert (given["partition"], given["partitions"]) == (1, 3)
+    values = _values(_lab(), "laptop", "tablet")
+    assert (values["partition"], values["partitions"]) == (1, 3)
 
 
-def test_a_network_does_not() -> None:
-    """It is shaped from outside while the container runs."""
-    changed = _lab()
-    changed["pi"]["device_network_rate"] = "1mbit"
-    assert _given(changed) == _given(_lab())
+def test_every_value_is_an_option_that_the_playbook_passes() -> None:
+    derived = {f"device_{name}" for name in _values(_lab())}
+    assert derived <= OPTIONS.keys()
+    (play,) = (
+        play for play in read_yaml(ROOT / "playbooks/devices.yml") if play["hosts"] == "devices"
+    )
+    (task,) = play["tasks"]
+    assert task["vars"].keys() == derived
 
 
-def test_nothing_that_the_role_takes_is_forgotten() -> None:
-    derived = {f"device_{name}" for name in _given(_lab())}
-    elsewhere = {"device_machine", "device_engine_running"}
-    assert SPEC.keys() == derived | set(playbooks.OF_ITS_OWN) | elsewhere
+@pytest.mark.parametrize("option", sorted(OPTIONS))
+def test_every_option_is_part_of_the_container(option: str) -> None:
+    """So that a change of any option starts a new container."""
+    (start,) = (
+        task["run_container"]
+        for task in read_yaml(ROLE / "tasks/main.yml")
+        if "run_container" in task
+    )
+    variables = read_yaml(ROLE / "vars/main.yml")
+    text, before = str(start), ""
+    while text != before:  # until no variable of the role is left
+        before = text
+        for name, value in variables.items():
+            text = text.replace(name, f"({value})")
+    assert option in text

@@ -1,16 +1,15 @@
-"""Faults on a schedule: what is refused, what is struck when, and with which commands."""
+"""Faults on a schedule: what is refused, what is injected when, and with which commands."""
 
 import math
 import re
 from typing import Any
 
 import pytest
-from repository import ROOT, load, read_yaml
+from repository import ROOT, load
 
-playbooks = load(ROOT / "plugins/filter/flowerbed.py")
+inventory = load(ROOT / "plugins/filter/inventory.py")
 follow_run = load(ROOT / "plugins/action/follow_run.py")
-strike = load(ROOT / "plugins/modules/strike.py")
-strikes = load(ROOT / "plugins/filter/strikes.py")
+module = load(ROOT / "plugins/modules/inject_fault.py")
 
 GROUPS = {
     "machines": ["server", "desk"],
@@ -58,37 +57,33 @@ HOSTVARS: dict[str, dict[str, Any]] = {
     ],
 )
 def test_a_fault_that_cannot_be_is_refused(fault: dict[str, Any], said: str) -> None:
-    (problem,) = playbooks.fault_problems([fault], GROUPS, HOSTVARS)
+    (problem,) = inventory.fault_problems([fault], GROUPS, HOSTVARS)
     assert problem.startswith("fault 1 (")
     assert re.search(said, problem)
 
 
-def test_faults_of_every_kind_are_taken() -> None:
+def test_faults_of_every_kind_are_accepted() -> None:
     faults = [
         {"do": kind, "at_second": 2.5} | ({told["on"]: "phone"} if told["on"] == "device" else {})
-        for kind, told in playbooks.FAULTS.items()
+        for kind, told in inventory.FAULTS.items()
         if kind != "restart_docker"
     ]
     faults.append({"do": "restart_docker", "machine": "desk", "at_round": 3})
-    assert playbooks.fault_problems(faults, GROUPS, HOSTVARS) == []
-    assert playbooks.fault_problems([{"do": "kill", "device": "pi"}], GROUPS, HOSTVARS, True) == []
-    assert {one["do"] for one in playbooks.strikes_of(faults, GROUPS, HOSTVARS)} == set(
-        playbooks.FAULTS
+    assert inventory.fault_problems(faults, GROUPS, HOSTVARS) == []
+    assert inventory.fault_problems([{"do": "kill", "device": "pi"}], GROUPS, HOSTVARS, True) == []
+    assert {one["do"] for one in inventory.injections_of(faults, GROUPS, HOSTVARS)} == set(
+        inventory.FAULTS
     )
 
 
-def test_the_module_and_the_role_know_every_kind() -> None:
-    specs = read_yaml(ROOT / "roles/training/meta/argument_specs.yml")["argument_specs"]
-    assert (
-        sorted(playbooks.FAULTS)
-        == specs["main"]["options"]["training_strikes"]["options"]["do"]["choices"]
-        == re.findall(r"^      - (\w+)$", strike.DOCUMENTATION, re.MULTILINE)
-    )
+def test_the_module_knows_every_kind() -> None:
+    documented = re.findall(r"^      - (\w+)$", module.DOCUMENTATION, re.MULTILINE)
+    assert sorted(inventory.FAULTS) == documented
 
 
 def test_a_class_is_all_its_devices_each_with_its_way_back() -> None:
     faults = [{"do": "pause", "device": "phone", "at_round": 2, "seconds": 9}]
-    planned = playbooks.strikes_of(faults, GROUPS, HOSTVARS)
+    planned = inventory.injections_of(faults, GROUPS, HOSTVARS)
     assert [(one["do"], one["target"], one["machine"], one["id"]) for one in planned] == [
         ("pause", "phone-1", "server", 0),
         ("rejoin", "phone-1", "server", 1),
@@ -107,7 +102,7 @@ def test_a_class_is_all_its_devices_each_with_its_way_back() -> None:
 
 def test_a_machine_has_all_its_networks_back() -> None:
     faults = [{"do": "restart_docker", "machine": "desk", "at_round": 2}]
-    (planned,) = playbooks.strikes_of(faults, GROUPS, HOSTVARS)
+    (planned,) = inventory.injections_of(faults, GROUPS, HOSTVARS)
     assert (planned["target"], planned["machine"]) == ("desk", "desk")
     assert [one["name"] for one in planned["networks"]] == [
         "flowerbed-device-phone-2",
@@ -147,8 +142,8 @@ def test_when_a_fault_is_due(fault: dict[str, Any], status: dict[str, Any], seco
     assert follow_run.due_in(fault, {"4": 1025.0}, status) == seconds
 
 
-def test_what_is_down_is_brought_back() -> None:
-    planned = playbooks.strikes_of(
+def test_faults_in_effect_are_undone_in_the_end() -> None:
+    planned = inventory.injections_of(
         [
             {"do": "kill", "device": "phone-1", "at_round": 1},
             {"do": "pause", "device": "phone-2", "at_round": 1, "seconds": 5},
@@ -158,13 +153,13 @@ def test_what_is_down_is_brought_back() -> None:
         GROUPS,
         HOSTVARS,
     )
-    struck = {"0": 10.0, "1": 11.0, "2": 16.0, "4": 17.0}
-    down = strikes.left_down(planned, struck)
+    injected = {"0": 10.0, "1": 11.0, "2": 16.0, "4": 17.0}
+    down = inventory.left_down(planned, injected)
     assert [(one["do"], one["target"]) for one in down] == [
         ("rejoin", "phone-1"),
         ("rejoin", "superlink"),
     ]
-    assert strikes.left_down(planned, {}) == []
+    assert inventory.left_down(planned, {}) == []
 
 
 def _inspected(**state: Any) -> dict[str, Any]:
@@ -177,7 +172,7 @@ def _inspected(**state: Any) -> dict[str, Any]:
 
 def _commands(do: str, state: dict[str, Any], **told: Any) -> list[str]:
     options = {"do": do, "container": "c", "network": "flowerbed", "cpus": 0.5, "share": 0.25}
-    commands = strike.commands_for(options | {"seconds": 20} | told, state, cores=4)
+    commands = module.commands_for(options | {"seconds": 20} | told, state, cores=4)
     return [" ".join(command) for command in commands]
 
 
@@ -192,11 +187,11 @@ def _commands(do: str, state: dict[str, Any], **told: Any) -> list[str]:
         ("fill_memory", "exec --detach c python -m flowerbed.device.pressure 20"),
     ],
 )
-def test_what_docker_is_told(do: str, command: str) -> None:
+def test_the_commands_of_docker(do: str, command: str) -> None:
     assert _commands(do, _inspected()) == [command]
 
 
-def test_a_container_comes_back_from_whatever_has_struck_it() -> None:
+def test_a_container_recovers_from_any_fault() -> None:
     assert _commands("rejoin", _inspected()) == []
     assert _commands("rejoin", _inspected(Paused=True)) == ["unpause c"]
     away = _inspected(Running=False) | {"NetworkSettings": {"Networks": {}}}
@@ -208,16 +203,3 @@ def test_a_container_comes_back_from_whatever_has_struck_it() -> None:
     unlimited = _inspected() | {"HostConfig": {"NanoCpus": 0}}
     assert _commands("rejoin", unlimited, cpus=0) == []
     assert _commands("slow", unlimited) == ["update --cpus 1 c"]
-
-
-def test_a_strike_is_what_the_role_takes() -> None:
-    specs = read_yaml(ROOT / "roles/training/meta/argument_specs.yml")["argument_specs"]
-    options = specs["main"]["options"]["training_strikes"]["options"]
-    faults = [
-        {"do": "slow", "device": "pi", "at_round": 2, "seconds": 9, "share": 0.1},
-        {"do": "restart_docker", "machine": "desk", "at_second": 2},
-        {"do": "restart_superlink"},
-    ]
-    for planned in playbooks.strikes_of(faults, GROUPS, HOSTVARS):
-        assert set(planned) <= set(options)
-        assert {name for name, spec in options.items() if spec.get("required")} <= set(planned)

@@ -310,7 +310,7 @@ def test_following_ends_when_a_fault_is_due(status: dict[str, Any], follow: Foll
     faults = [{"id": 1, "at_round": 5}, {"id": 2, "at_second": 20}]
     early = status | {"round_started": 100.0, "now": 105.0}
     late = early | {"now": 120.5}
-    seen = follow([early, late], strikes=faults, struck={})
+    seen = follow([early, late], injections=faults, injected={})
     assert (seen["due"], seen["over"]) == (faults[1], False)
     # The second command waits until the fault is due, or until its round begins.
     (_, *first), (_, *second) = ([words[n] for n in (0, 3, 5)] for words in seen["asked"])

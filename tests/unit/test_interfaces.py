@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,12 @@ def test_a_device_has_one_default(option: str, field: str) -> None:
 
 
 def test_a_plan_is_what_shards_are_dealt_by() -> None:
-    plan = read_yaml(ROOT / "roles/shards/vars/main.yml")["__shards_plan"]
-    assert set(plan) == set(_fields(PLAN, "Plan"))
-    assert set(plan["app"]) == set(_fields(PLAN, "AppArrays"))
-    share = _options("shards")["shards_devices"]["options"]
+    variables = read_yaml(ROOT / "roles/training/vars/main.yml")
+    shards, rest = variables["__training_shards"], variables["__training_plan"]
+    added, app = re.findall(r"'(\w+)':", rest.partition("'app'")[0]), rest.partition("'app'")[2]
+    assert {*shards, *added, "app"} == set(_fields(PLAN, "Plan"))
+    assert set(re.findall(r"'(\w+)':", app)) == set(_fields(PLAN, "AppArrays"))
+    share = _options("training", "deal")["training_shares"]["options"]
     assert set(share) == set(_fields(PLAN, "DeviceShare"))
 
 
@@ -145,8 +148,8 @@ def test_the_names_for_keys_are_keys_of_the_default_app() -> None:
         ),
         (_of_playbooks("training")["training_model"], (APP, "ModelSettings"), "model"),
         (_of_playbooks("training")["training_recipe"], (APP, "ModelSettings"), "recipe"),
-        (_options("shards")["shards_fallback"], (PLAN, "Plan"), "fallback"),
-        (_options("shards")["shards_partitioner"], (PLAN, "Plan"), "partitioner"),
+        (_options("training", "deal")["training_dataset_fallback"], (PLAN, "Plan"), "fallback"),
+        (_options("training", "deal")["training_partitioner"], (PLAN, "Plan"), "partitioner"),
     ],
 )
 def test_both_sides_offer_the_same(

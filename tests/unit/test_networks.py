@@ -8,7 +8,7 @@ from repository import ROOT, load
 
 shaping = load(ROOT / "plugins/modules/shape_networks.py")
 machine_state = load(ROOT / "plugins/modules/machine_state.py")
-playbooks = load(ROOT / "plugins/filter/flowerbed.py")
+playbooks = load(ROOT / "plugins/filter/inventory.py")
 
 # What tc has printed, 6.1 and for netem 6.15: seconds, shares, bytes a second.
 UNLIMITED = '[{"kind":"noqueue","handle":"0:","root":true,"refcnt":2,"options":{}}]'

@@ -26,8 +26,8 @@ variables = load(ROOT / "plugins/filter/variable_problems.py")
 inventories = load(ROOT / "plugins/filter/inventory_problems.py")
 machines = load(ROOT / "plugins/filter/machine_problems.py")
 machine_state = load(ROOT / "plugins/modules/machine_state.py")
-look = load(ROOT / "plugins/action/look_at_machine.py")
-playbook_filters = load(ROOT / "plugins/filter/flowerbed.py")
+look = load(ROOT / "plugins/action/inspect_machine.py")
+playbook_filters = load(ROOT / "plugins/filter/inventory.py")
 
 ROLE_VARS = yaml.safe_load((ROLE / "vars/main.yml").read_text())
 RULES = ROLE_VARS["__preflight_rules"]
@@ -134,8 +134,8 @@ BAD = {
         files={"group_vars/all.yml": "training_round: 7"},
     ),
     "typo_in_extra": Bad(
-        says=("all hosts: ", "grafana_prot is '3001'", "write grafana_port"),
-        arguments=("-e", "grafana_prot=3001"),
+        says=("all hosts: ", "lab_grafana_prot is '3001'", "write lab_grafana_port"),
+        arguments=("-e", "lab_grafana_prot=3001"),
     ),
     "unknown_and_secret": of_run(
         "grafana_admin_password: hunter2",
@@ -146,9 +146,9 @@ BAD = {
         "device_image: mine", "device_image is 'mine'", "playbooks/devices.yml", "remove it"
     ),
     "derived": of_run(
-        "shards_seed: 7",
-        "shards_seed is 7",
-        "playbooks/machines.yml: {{ training_seed | default(42) }}",
+        "gate_superlink: here:9092",
+        "gate_superlink is 'here:9092'",
+        "playbooks/machines.yml: superlink:9092",
         "remove it",
     ),
     "read_elsewhere": of_laptop(
@@ -216,9 +216,23 @@ BAD = {
         "training_partitioner: dirichlets", "is 'dirichlets'", "write dirichlet (of iid"
     ),
     "run": of_run("training_run: ../mine", "training_run is '../mine'", "letters, digits"),
-    "port": of_run("cadvisor_port: 80800", "cadvisor_port is 80800", "from 1 to 65535"),
+    "port": of_run("lab_cadvisor_port: 80800", "lab_cadvisor_port is 80800", "from 1 to 65535"),
+    "old_name": of_run(
+        "prometheus_port: 9091",
+        "prometheus_port is 9091, but has another name now: write lab_prometheus_port",
+    ),
+    "old_name_of_a_role_that_is_gone": of_run(
+        "shards_directory: /data", "shards_directory is '/data'", "write lab_directory"
+    ),
+    "directory_of_a_part_of_the_lab": of_laptop(
+        "lab_directory: /data",
+        "lab_directory is '/data', but '/var/lib/flowerbed' for ",
+        "group_vars/all.yml",
+    ),
     "one_port_twice": of_run(
-        "grafana_port: 9090", "prometheus_port and grafana_port are both 9090", "grafana_port: 9091"
+        "lab_grafana_port: 9090",
+        "lab_prometheus_port and lab_grafana_port are both 9090",
+        "lab_grafana_port: 9091",
     ),
     # Groups and names
     "no_such_machine": of_laptop(
@@ -308,8 +322,7 @@ def test_the_whole_site_is_refused_before_anything_is_made(tmp_path: Path) -> No
     BAD["decimal_comma"].write(tmp_path / "bad")
     before = sorted(tmp_path.rglob("*"))
     directories = {
-        "shards_directory": f"{tmp_path}/made",
-        "superlink_directory": f"{tmp_path}/made",
+        "lab_directory": f"{tmp_path}/made",
     }
     played = play(tmp_path / "bad", "-e", json.dumps(directories), playbook="site")
     assert played.code != 0
@@ -453,7 +466,7 @@ def test_machines_that_cannot_bear_the_lab_are_refused_in_one_list(
             },
         },
         files={
-            "host_vars/local.yml": f"prometheus_port: {taken}",
+            "host_vars/local.yml": f"lab_prometheus_port: {taken}",
             "host_vars/laptop-1.yml": "device_memory: 90000g\ndevice_cpus: 4000",
         },
     )  # fmt: skip
@@ -463,7 +476,7 @@ def test_machines_that_cannot_bear_the_lab_are_refused_in_one_list(
     assert played.code != 0
     assert heading == f"Wrong with the machines ({len(lines)}; nothing has been changed):"
     for words in (
-        ("local: ", f"prometheus_port is {taken}", "taken (", ", process ", "to a free port"),
+        ("local: ", f"lab_prometheus_port is {taken}", "taken (", ", process ", "to a free port"),
         ("local: ", "laptop-1 90000.0 GiB", "the machine has", "another device_machine"),
         ("local: ", "device_cpus of laptop-1 is 4000", "cores: write", "another device_machine"),
         ("local: ", "training_dataset is '/no/such/data'", "no directory there", "copy"),
@@ -511,7 +524,7 @@ GOOD_STATE: dict[str, Any] = {
 }
 ENGINE: dict[str, Any] = {"silence": "", "root": "/var/lib/docker", "containers": []}
 PLAN: dict[str, Any] = {
-    "ports": {"cadvisor_port": 8080},
+    "ports": {"lab_cadvisor_port": 8080},
     "devices": {
         "pi-1": {
             "cpus": 2.0,
@@ -521,7 +534,7 @@ PLAN: dict[str, Any] = {
         },
         "pi-2": {"cpus": None, "memory": None, "network": {"device_network_rate": "5mbit"}},
     },
-    "shards": "/shards",
+    "data": "/shards",
     "dataset": "",
     "source": "auto",
 }
@@ -602,7 +615,7 @@ def listener(address: str, port: int = 8080) -> dict[str, Any]:
 @pytest.mark.parametrize("address", ["127.0.0.1", ANY, "::", "::ffff:127.0.0.1"])
 def test_a_port_of_another_program_is_taken(address: str) -> None:
     (text,) = judged({"listeners": [listener(address)]})
-    assert "cadvisor_port is 8080, which is taken (nginx, process 7)" in text
+    assert "lab_cadvisor_port is 8080, which is taken (nginx, process 7)" in text
 
 
 @pytest.mark.parametrize("address", ["::1", "192.168.1.7"])
@@ -855,14 +868,9 @@ def test_strategies_are_those_of_the_runtime() -> None:
     assert choices == sorted(name.lower() for name in listed)
 
 
-def test_partitioners_are_those_of_the_role() -> None:
-    told = ROLE_VARS["__preflight_of_playbooks"]["training"]["training_partitioner"]["choices"]
-    assert told == OPTIONS["shards"]["shards_partitioner"]["choices"]
-
-
 def test_what_playbooks_set_is_found() -> None:
     passed = variables.passed_variables(str(ROOT / "playbooks"))
-    assert passed["shards_seed"].startswith("playbooks/machines.yml: {{ training_seed")
+    assert passed["gate_superlink"] == "playbooks/machines.yml: superlink:9092"
     assert {"device_image", "device_wanted", "training_devices"} <= passed.keys()
     assert "training_start" not in passed
 
@@ -872,13 +880,13 @@ def test_prometheus_finds_every_machine() -> None:
         "server": {"ansible_host": "192.0.2.1"},
         "pi": {},
         "desk": {"ansible_host": "desk.example.org", "lab_address": "192.0.2.3"},
-        "far": {"ansible_host": "192.0.2.4", "cadvisor_port": 8081},
+        "far": {"ansible_host": "192.0.2.4"},
     }
-    told = playbook_filters.cadvisor_targets(list(hosts), hosts, ["server"], ["server", "pi"])
+    told = playbook_filters.cadvisor_targets(list(hosts), hosts, ["server"], ["server", "pi"], 8081)
     assert {target["labels"]["machine"]: target["address"] for target in told} == {
         "server": "flowerbed-cadvisor:8080",
-        "pi": "pi:8080",
-        "desk": "192.0.2.3:8080",
+        "pi": "pi:8081",
+        "desk": "192.0.2.3:8081",
         "far": "192.0.2.4:8081",
     }
     away = {target["labels"]["machine"] for target in told if target.get("away")}

@@ -95,8 +95,8 @@ def test_a_run_survives_full_memory_and_a_restart_of_docker(
         ],
     )
     assert desk.check_output(property_) != began
-    struck = rows("test-faults", "faults.csv")
-    assert [(row["fault"], row["target"], row["problem"]) for row in struck] == [
+    injected = rows("test-faults", "faults.csv")
+    assert [(row["fault"], row["target"], row["problem"]) for row in injected] == [
         ("fill_memory", "phone-1", ""),
         ("restart_docker", "desk", ""),
     ]
@@ -220,7 +220,7 @@ def test_a_bundle_installs_a_lab_that_reaches_nothing(
         "training_run": "test-archive",
     }
     made = elsewhere.make("lab", "alone", **more)
-    assert not re.search(r"TASK \[images : (Build|Pull: |Make a D|Bring the code)", made.output)
+    assert not re.search(r"TASK \[images : (Build|Pull: |Copy the code)", made.output)
     elsewhere.fetch_results()
     assert run_yml("test-archive")["lab"]["images"] == {
         name: images[name]["reference"] for name in images if name != "dependencies"
