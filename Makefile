@@ -92,7 +92,7 @@ ruff: $(test_tools)
 mypy: $(test_tools)
 	$(bin)/mypy --python-version 3.13 runtime
 	MYPYPATH=runtime $(bin)/mypy --cache-dir .cache/mypy-app --python-version 3.13 app
-	$(bin)/mypy --python-version 3.11 playbooks roles tests benchmarks
+	$(bin)/mypy --python-version 3.11 playbooks plugins roles tests benchmarks
 	$(bin)/mypy --python-version 3.11 molecule
 
 hadolint: $(test_tools)
