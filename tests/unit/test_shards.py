@@ -38,9 +38,9 @@ def test_lines_are_shown_once_as_they_come(displayed: list[str]) -> None:
     code, lines = action._follow("flowerbed-shards", "pi")
     assert (code, lines[-1]) == (0, "placed")
     assert displayed == [
-        "pi: loading cifar10",
-        "pi: loading cifar10: 10 s, 7 MB in the cache",
-        "pi: placed",
+        "  pi: loading cifar10",
+        "  pi: loading cifar10: 10 s, 7 MB in the cache",
+        "  pi: placed",
     ]
 
 

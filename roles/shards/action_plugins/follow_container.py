@@ -68,7 +68,7 @@ class ActionModule(ActionBase):
                 reason = found["stderr"].strip() or "\n".join(lines[-SHOWN_LINES:])
                 raise AnsibleActionFail(f"the container {name} is lost: {reason}")
             for line in lines[shown:]:
-                display.display(f"{host}: {line}")
+                display.display(f"  {host}: {line}")
             shown = len(lines)
             if code:
                 return int(code), lines
