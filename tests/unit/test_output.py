@@ -49,7 +49,7 @@ def play(
     *plays: dict[str, Any],
     arguments: tuple[str, ...] = (),
     hosts: dict[str, dict[str, Any]] | None = None,
-    **environment: str,
+    environment: dict[str, str] | None = None,
 ) -> Played:
     """Play on hosts that are all this computer; on one of them if no hosts are given."""
     local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
@@ -60,7 +60,7 @@ def play(
     done = subprocess.run(
         [*command, f"{directory}/play.yml", *arguments],
         cwd=ROOT,
-        env=os.environ | environment,
+        env=os.environ | (environment or {}),
         check=False,
         text=True,
         stdout=subprocess.PIPE,
@@ -288,8 +288,10 @@ def test_warnings_and_deprecations_are_shown(tmp_path: Path) -> None:
     said = play(
         tmp_path,
         a_play(warn, each),
-        ANSIBLE_LIBRARY=f"{tmp_path}/library",
-        ANSIBLE_DEPRECATION_WARNINGS="true",
+        environment={
+            "ANSIBLE_LIBRARY": f"{tmp_path}/library",
+            "ANSIBLE_DEPRECATION_WARNINGS": "true",
+        },
     ).text
     assert "[WARNING]: beware of the dog" in said
     assert "[WARNING]: beware of cats" in said
@@ -312,7 +314,7 @@ def test_a_task_that_takes_long_is_named_with_its_hosts(tmp_path: Path) -> None:
         "changed_when": False,
     }
     hosts = {"pi-1": {"seconds": 6}, "pi-2": {"seconds": 1}}
-    said = play(tmp_path, a_play(wait), hosts=hosts, **_impatient(tmp_path)).text
+    said = play(tmp_path, a_play(wait), hosts=hosts, environment=_impatient(tmp_path)).text
     waited = re.findall(r"^  Wait for it: (\d+) s, on (.*)$", said, re.MULTILINE)
     assert said.startswith("One step\n")
     assert waited[-1][1] == "pi-1"
@@ -339,7 +341,7 @@ def test_lines_of_an_action_stand_below_the_step_and_nothing_between_them(tmp_pa
     (tmp_path / "action_plugins/follow_it.py").write_text(FOLLOW)
     task = {"name": "Follow the run", "follow_it": {}}
     environment = _impatient(tmp_path) | {"ANSIBLE_ACTION_PLUGINS": f"{tmp_path}/action_plugins"}
-    played = play(tmp_path, a_play(task), **environment)
+    played = play(tmp_path, a_play(task), environment=environment)
     assert played.lines[:3] == ["One step", "  round 1", "  round 2"]
     assert played.steps["One step"] == "1 changed"
     assert len(played.lines) == 5
