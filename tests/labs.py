@@ -14,8 +14,14 @@ from typing import Any
 from repository import ROOT, program
 
 DATA = Path(os.environ.get("FLOWERBED_TEST_DATA", ROOT.parent / "shared" / "data" / "cifar10"))
-AS_A_USER_SEES_IT = {"ANSIBLE_FORCE_COLOR": "false", "ANSIBLE_VERBOSITY": "0"}
+AS_A_USER_SEES_IT = {
+    "ANSIBLE_FORCE_COLOR": "false",
+    "ANSIBLE_VERBOSITY": "0",
+    "ANSIBLE_STDOUT_CALLBACK": "steps",
+}
 """Whatever Molecule, which may run the tests, wants of its own playbooks."""
+TASK_BY_TASK = {"ANSIBLE_STDOUT_CALLBACK": "default"}
+"""Ansible's ordinary output, for tests that look for single tasks."""
 
 
 @dataclass
@@ -42,7 +48,8 @@ def show(
 ) -> Played:
     """Run what runs a playbook; its output goes to the terminal as it comes.
 
-    With `until`, kill it with all that it has started, a second after it has said so.
+    With `until`, kill it with all that it has started, a second after it has said so. This may be
+    the name of a task: the output is then Ansible's ordinary one.
     """
     name = " ".join(command[:2])
     print(f"\n$ {' '.join(command)}", flush=True)
@@ -53,7 +60,7 @@ def show(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | AS_A_USER_SEES_IT | (env or {}),
+        env=os.environ | AS_A_USER_SEES_IT | (TASK_BY_TASK if until else {}) | (env or {}),
         start_new_session=True,
     ) as process:
         assert process.stdout

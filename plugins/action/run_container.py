@@ -133,7 +133,7 @@ class ActionModule(ActionBase):
                 raise AnsibleActionFail(f"the container {name} is lost: {reason}")
             for line in lines[shown:]:
                 if not line.startswith("{"):
-                    display.display(f"{host}: {line}")
+                    display.display(f"  {host}: {line}")
             shown = len(lines)
             if code:
                 return int(code), lines

@@ -114,7 +114,7 @@ def test_lines_of_a_program_are_shown_once_as_they_come(displayed: list[str]) ->
     )
     code, lines = followed._follow("flowerbed-shards", "pi")
     assert (code, lines[-1]) == (0, '{"a": 1}')
-    assert displayed == ["pi: loading cifar10", "pi: loading cifar10: 10 s, 7 MB in the cache"]
+    assert displayed == ["  pi: loading cifar10", "  pi: loading cifar10: 10 s, 7 MB in the cache"]
 
 
 @pytest.mark.usefixtures("displayed")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from labs import Played, show
+from labs import TASK_BY_TASK, Played, show
 from packaging.requirements import Requirement
 from repository import ROOT, files
 from ssh_lab import EPHEMERAL, RESULTS
@@ -49,6 +49,7 @@ class ControlNode:
             "ANSIBLE_SSH_ARGS": f"-F {HOME}/keys/ssh_config",
             "ANSIBLE_FORCE_COLOR": "false",
             "MOLECULE_EPHEMERAL_DIRECTORY": HOME,  # where the scenario's inventory wants results
+            **TASK_BY_TASK,
         }
         command = ["docker", "exec", f"--workdir={PROJECT}"]
         for name, value in environment.items():
