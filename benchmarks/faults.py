@@ -3,7 +3,7 @@
     python benchmarks/faults.py [--rounds 50] [--seed 1]
 
 A run of each strategy, of a model that is trained in no time, on six devices that are each
-available nine times out of ten. Every other round is injected, the same in each run. Afterwards every
+available nine times out of ten. Every other round is struck, the same in each run. Afterwards every
 message must have one row and count once, and whatever has gone wrong must have its reason;
 results/faults.csv has a row a fault and run, with what became of its target.
 """
@@ -70,7 +70,7 @@ def check(run: Run, faults: list[dict[str, Any]], rounds: int) -> Rows:
         SystemExit: they do not agree.
     """
     told, devices = run.rounds, run.trained
-    injected = [row for row in read_rows(run.directory / "faults.csv") if row["fault"] != "rejoin"]
+    struck = [row for row in read_rows(run.directory / "faults.csv") if row["fault"] != "rejoin"]
     wrong = [f"{len(told)} rounds of {rounds}"] if len(told) != rounds else []
     for (device, number), times in Counter((r["device"], r["round"]) for r in devices).items():
         if times > 1:
@@ -98,14 +98,14 @@ def check(run: Run, faults: list[dict[str, Any]], rounds: int) -> Rows:
             for r in counted
             if r["outcome"] not in MODELS
         ]
-    if len(injected) != len(faults):
-        wrong.append(f"{len(injected)} faults of {len(faults)}")
+    if len(struck) != len(faults):
+        wrong.append(f"{len(struck)} faults of {len(faults)}")
     wrong += [
-        f"{row['fault']} {row['target']}: {row['problem']}" for row in injected if row["problem"]
+        f"{row['fault']} {row['target']}: {row['problem']}" for row in struck if row["problem"]
     ]
     became: Rows = []
     explained: set[tuple[str, str]] = set()
-    for fault in injected:
+    for fault in struck:
         begin = float(fault["time"])
         end = begin + float(fault["seconds"])
         felt = [
@@ -161,7 +161,7 @@ def main() -> None:
 
 
 def table() -> str:
-    """A row a kind of fault: how often it was injected, and what came of it with each strategy."""
+    """A row a kind of fault: how often it was struck, and what came of it with each strategy."""
     rows = results("faults")
     body = []
     for kind in KINDS:

@@ -214,7 +214,8 @@ class CallbackModule(CallbackBase):
                 except OSError:  # Nobody reads the pipe any more.
                     return
                 work, now = self._work, time.monotonic()
-                if work.shows_itself or now - self._last_line < work.patience:
+                quiet_since = max(self._last_line, work.began)
+                if work.shows_itself or now - quiet_since < work.patience:
                     continue
                 work.patience *= 2
                 where = f", on {names_of(work.busy)}" if len(self._step.hosts) > 1 else ""

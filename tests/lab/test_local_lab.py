@@ -209,7 +209,7 @@ def test_the_model_loads_in_plain_keras(lab: Played) -> None:
 def test_a_second_run_changes_nothing(lab: Played, variables: dict[str, Any]) -> None:
     played = play("site", **variables)
     assert played.changed == 0
-    assert "has trained before (test-first)" in played.output
+    assert "the last one is test-first" in played.output
 
 
 def _secrets() -> dict[str, str]:
