@@ -349,7 +349,7 @@ def test_what_is_broken_off_anywhere_ends_the_same(
     for name in ("metrics", f"device-{min(inventory)}"):
         engine.containers.get(f"flowerbed-{name}").remove(force=True)
     play("site", until="superlink : Start SuperLink", **variables)
-    play("site", until="device : Start the container", **variables)
+    play("site", until="device : Start the device", **variables)
     assert not (RESULTS / "test-broken-off/report.html").exists()
     play("site", **variables)
     assert (RESULTS / "test-broken-off/report.html").exists()
