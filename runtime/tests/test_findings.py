@@ -340,13 +340,15 @@ def test_uneven_shares_and_missing_labels(held_up_twice: Record) -> None:
 
 
 def test_the_origin_of_the_data(held_up_twice: Record) -> None:
-    for device in held_up_twice.settings.values():
-        device["origin"] = {"asked": "uoft-cs/cifar10", "dataset": "digits", "seed": 42}
-    assert "The run used the data set digits instead of uoft-cs/cifar10." in _grave(held_up_twice)
-    held_up_twice.settings["pi4-1"]["origin"] = {"asked": "digits", "dataset": "digits", "seed": 1}
-    assert ("Devices hold data of different origins: budget-1, laptop-1; pi4-1.") in _grave(
-        held_up_twice
-    )
+    asked = {"dataset": "uoft-cs/cifar10"}
+    held_up_twice.description["data"] = {"asked": asked, "dataset": "uoft-cs/cifar10"}
+    assert not any("data set" in text for text in _texts(held_up_twice))
+    held_up_twice.description["data"] = {"asked": asked, "dataset": "digits"}
+    failed = replace(held_up_twice, state="failed", message="no device returned a model")
+    for record in (held_up_twice, failed):
+        first = find(record, {})[0]
+        assert first.text.startswith("The run used the data set digits, not uoft-cs/cifar10: ")
+        assert first.grave
 
 
 def test_a_run_that_failed_at_once() -> None:

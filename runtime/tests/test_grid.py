@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -26,6 +28,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 from link import ClientFunction, Link, Node
 
 from flowerbed import evaluate_beside
+from flowerbed.provenance import DataMismatchError
 from flowerbed.server.app import Hosting
 from flowerbed.server.fleet import AppError, MissingDevicesError, is_available
 from flowerbed.server.grid import LabGrid, RoundError
@@ -276,6 +279,99 @@ def test_missing_devices_are_named(lab: Any) -> None:
     played = lab(clients(), start(fedavg()), devices=["d1", "d9"], device_wait=1.0)
     with pytest.raises(MissingDevicesError, match="not ready after 1 s: d9"):
         played.play()
+
+
+ORIGIN = {
+    "dataset": "digits",
+    "asked": {"dataset": "digits", "partitioner": "iid", "seed": 42},
+    "fingerprint": "abc",
+    "revision": "",
+}
+
+
+def with_data(**origins: Any) -> dict[int, Node]:
+    """Devices with data of one origin; keyword arguments are those of some (d2)."""
+    nodes = clients()
+    for number, node in nodes.items():
+        node.shard = {"origin": origins.get(f"d{number}", ORIGIN), "labels": [5, 5]}
+    return nodes
+
+
+def asks(played: Played, **data: Any) -> None:
+    """Have a run ask for data, as the control node writes it."""
+    (played.directory / "lab.yml").write_text(yaml.safe_dump({"asked_data": data}))
+
+
+def test_the_origin_of_the_data_is_in_the_results(lab: Any) -> None:
+    played = lab(with_data(), start(fedavg()))
+    asks(played, dataset="digits", seed="42")
+    played.play()
+    described = yaml.safe_load((played.directory / "run.yml").read_text())
+    assert described["data"] == ORIGIN
+    assert described["devices"]["d1"]["labels"] == [5, 5]
+    assert played.status["data"] == {"dataset": "digits", "partitioner": ""}
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (ORIGIN | {"dataset": "cifar10"}, r"\(d1, d3: dataset digits; d2: dataset cifar10\)"),
+        (
+            ORIGIN | {"fingerprint": "xyz"},
+            r"d1, d3: dataset digits, fingerprint abc; d2: dataset digits, fingerprint xyz",
+        ),
+        ({}, "d1, d3: dataset digits.*; d2: no data of the lab"),
+    ],
+)
+def test_devices_with_data_of_another_origin_are_refused_by_name(
+    lab: Any, other: dict[str, Any], text: str
+) -> None:
+    played = lab(with_data(d2=other), start(fedavg()))
+    with pytest.raises(DataMismatchError, match=text + r".*`make lab`"):
+        played.play()
+    assert played.link.asked == []
+
+
+def test_one_content_may_have_two_revisions(lab: Any) -> None:
+    played = lab(with_data(d2=ORIGIN | {"revision": "later"}), start(fedavg()))
+    played.play()
+    assert played.rows("rounds.csv")[-1]["devices"] == "3"
+
+
+def test_the_servers_data_must_be_of_the_same_origin(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test = SimpleNamespace(origin=ORIGIN | {"dataset": "cifar10"}, fingerprint="f")
+    monkeypatch.setattr("flowerbed.server.app.placed_data", lambda: test)
+    with pytest.raises(DataMismatchError, match=r"d1, d2, d3: .*; the server: dataset cifar10"):
+        lab(with_data(), start(fedavg())).play()
+
+
+def test_a_run_that_asks_for_other_data_than_lie_there_is_refused(lab: Any) -> None:
+    played = lab(with_data(), start(fedavg()))
+    asks(played, partitioner="dirichlet", seed=42)
+    text = r"training_partitioner is 'dirichlet' \(the data were dealt with 'iid'\)\. `make lab`"
+    with pytest.raises(DataMismatchError, match=text):
+        played.play()
+    assert played.link.asked == []
+
+
+def test_a_device_with_other_data_cannot_join_later(
+    lab: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = Node(client, shard={"origin": ORIGIN | {"dataset": "cifar10"}})
+    nodes = with_data()
+
+    def joining(message: Message, config: Mapping[str, Any]) -> RecordDict:
+        nodes[4] = late
+        time.sleep(2.5)
+        return client(message, config)
+
+    nodes[1].client = joining
+    played = lab(nodes, start(fedavg(), num_rounds=2))
+    played.play()
+    assert {node for node, *_ in played.link.asked} == {1, 2, 3}
+    assert caplog.text.count("d4 cannot take part") == 1
 
 
 def test_a_device_that_dies_while_it_gets_ready_is_asked_again(lab: Any) -> None:

@@ -162,7 +162,7 @@ def test_the_configuration_has_the_keys_of_the_app(tmp_path: Path) -> None:
     _play(tmp_path, "run-1", 1, sparsity=0.25, schedule="cosine", warm=True).state("completed")
     record = read_record(tmp_path, "run-1")
     record.settings["pi"]["camera_fps"] = 30
-    record.settings["pi"]["origin"] = {"dataset": "digits", "partitioner": "iid", "seed": 4}
+    record.description["data"] = {"dataset": "digits", "partitioner": "iid", "seed": 4}
     shown = _section(run_page(record, {}), "What was run")
     for key, value in {"sparsity": "0.25", "schedule": "cosine", "warm": "True"}.items():
         assert re.search(rf"<td>{key}</td>\n<td class=\"words\">{value}</td>", shown)

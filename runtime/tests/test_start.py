@@ -6,6 +6,7 @@ import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,10 +60,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
     monkeypatch.setattr(check, "CHECKED", tmp_path / "checked")
     monkeypatch.setattr(check, "LAYERS", tmp_path / "apps")
 
-    def checked(files: dict[str, str] | None = None, **settings: Any) -> dict[str, Any]:
+    def checked(
+        files: dict[str, str] | None = None, lab: str = "machines: [one]\n", **settings: Any
+    ) -> dict[str, Any]:
         placed = {
             "settings": SETTINGS | settings,
-            "lab": "machines: [one]\n",
+            "lab": lab,
             "files": FILES | (files or {}),
         }
         answer: dict[str, Any] = check.check("first", placed, tmp_path)
@@ -125,6 +128,19 @@ def test_an_app_that_cannot_be_loaded_is_refused_with_its_traceback(
     assert not (tmp_path / "first").exists()
     # A refusal is not remembered.
     assert place()["problems"] == []
+
+
+def test_a_run_that_asks_for_other_data_is_refused(
+    tmp_path: Path, place: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"dataset": "digits", "seed": 42}
+    placed = SimpleNamespace(origin={"dataset": "digits", "asked": asked})
+    monkeypatch.setattr(check, "placed_data", lambda: placed)
+    assert place(lab="asked_data: {dataset: digits, seed: 42}\n")["problems"] == []
+    answer = place(lab="asked_data: {dataset: digits, seed: 43}\n")
+    (problem,) = answer["problems"]
+    assert "training_seed is 43 (the data were dealt with 42). `make lab`" in problem
+    assert not (tmp_path / "first").exists()
 
 
 def test_both_components_are_told_of(place: Check) -> None:

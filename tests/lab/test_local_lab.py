@@ -178,7 +178,7 @@ def test_run_yml_says_how_it_came_about(lab: Played) -> None:
     assert told["run"]["num_server_rounds"] == ROUNDS
     assert told["versions"]["flwr"] == "1.42.0"
     assert told["lab"]["commit"]
-    assert told["lab"]["data"]["dataset"] == str(DATA.resolve())
+    assert told["data"]["dataset"] == str(DATA.resolve())
     assert told["lab"]["images"]["application"].startswith("flowerbed/application:")
     assert all(re.fullmatch("[0-9a-f]{64}", d["shard"]) for d in told["devices"].values())
     assert all(len(d["labels"]) == 10 for d in told["devices"].values())

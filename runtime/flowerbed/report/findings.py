@@ -462,26 +462,25 @@ def _shares(record: Record) -> Iterable[Finding]:
 
 
 def _origin(record: Record) -> Iterable[Finding]:
-    """Data other than those that were asked for, or than those of other devices."""
-    origins = record.origins
-    if len(origins) > 1:
-        groups = "; ".join(", ".join(devices) for _, devices in origins)
-        yield Finding(f"Devices hold data of different origins: {groups}.", grave=True)
-    for origin, _ in origins:
-        wanted, used = origin.get("asked"), origin.get("dataset")
-        if wanted and used != wanted:
-            yield Finding(f"The run used the data set {used} instead of {wanted}.", grave=True)
+    """Data other than those that were asked for."""
+    wanted = (record.origin.get("asked") or {}).get("dataset")
+    used = record.origin.get("dataset")
+    if wanted and used != wanted:
+        yield Finding(
+            f"The run used the data set {used}, not {wanted}: the hub could not be reached when "
+            "the data were placed. Its results say nothing about the data set that was asked for.",
+            grave=True,
+        )
 
 
 def find(record: Record, usage: Mapping[str, Usage]) -> list[Finding]:
-    """All findings on a run: its failure first, then what it learned and what went wrong."""
-    findings = []
+    """All findings on a run: other data than asked for, its failure, what it learned, the rest."""
+    findings = [*_origin(record)]
     if record.state == "failed":
         first, _, rest = record.message.partition("\n")
         findings.append(Finding(f"The run failed: {first}", grave=True, detail=rest))
     elif record.state != "completed":
         findings.append(Finding(f"The run has not ended: its state is {record.state}.", True))
-    findings += _origin(record)
     if record.rounds:
         findings += [
             *_not_finite(record),

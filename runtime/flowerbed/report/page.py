@@ -344,15 +344,15 @@ def _has_text(record: Record, column: str) -> bool:
     return any(isinstance(entry.get(column), str) for entry in record.settings.values())
 
 
-_ORIGIN = ("dataset", "configuration", "revision", "partitioner", "parameters", "seed", "examples")
+_ORIGIN = ("configuration", "revision", "partitioner", "parameters", "seed", "examples")
 
 
 def _data_origin(record: Record) -> Iterable[tuple[str, str]]:
     """Where the data come from that the lab has placed."""
-    for origin, devices in record.origins:
-        whose = "data" if len(record.origins) == 1 else f"data of {', '.join(devices)}"
-        known = [f"{key} {setting(origin[key])}" for key in _ORIGIN[1:] if origin.get(key)]
-        yield whose, "; ".join((setting(origin.get("dataset")), *known))
+    if origin := record.origin:
+        known = [f"{key} {setting(origin[key])}" for key in _ORIGIN if origin.get(key)]
+        fingerprint = f"fingerprint {str(origin.get('fingerprint') or '-')[:16]}"
+        yield "data", "; ".join((setting(origin.get("dataset")), *known, fingerprint))
 
 
 def _configuration(record: Record, colours: pictures.Colours) -> Markup | None:

@@ -97,18 +97,9 @@ class Record:
         }
 
     @property
-    def origins(self) -> list[tuple[dict[str, Any], list[str]]]:
-        """The origins of the data that the lab has placed, each with the devices that hold them."""
-        found: list[tuple[dict[str, Any], list[str]]] = []
-        for name, entry in sorted(self.settings.items()):
-            if not (origin := entry.get("origin")):
-                continue
-            same = next((devices for known, devices in found if known == origin), None)
-            if same is None:
-                found.append((origin, [name]))
-            else:
-                same.append(name)
-        return found
+    def origin(self) -> dict[str, Any]:
+        """What the data were made from that the lab has placed; a run has data of one origin."""
+        return dict(self.description.get("data") or {})
 
     @cached_property
     def training(self) -> list[DeviceRow]:

@@ -10,7 +10,7 @@ import os
 import sys
 import tomllib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from flowerbed import RESULTS_DIRECTORY, placed_data
+from flowerbed.provenance import SERVER, DataMismatchError, check_asked, common_origin
 from flowerbed.results import RESULTS
 from flowerbed.server.fleet import AppError, Device, Fleet, MissingDevicesError
 from flowerbed.server.grid import LabGrid, RoundError
@@ -34,6 +35,8 @@ LAYERS = Path("/apps")
 _CONTAINER_LOG = Path("/proc/1/fd/1")
 _VERSIONS = ("flwr", "flwr-datasets", "tensorflow", "tensorflow-cpu", "keras", "torch", "numpy")
 _TRACE_LINES = 20
+_CLEAR = (AppError, DataMismatchError, MissingDevicesError, RoundError)
+"""Errors whose message is all that needs to be said."""
 
 
 def find_app() -> tuple[Path, dict[str, Any]]:
@@ -96,7 +99,7 @@ class HostedServerApp(ServerApp):
 
 def reason(error: BaseException, directory: Path) -> str:
     """Why a run failed: the last line first, and the traceback where the app has raised."""
-    last = str(error) if isinstance(error, AppError | MissingDevicesError | RoundError) else ""
+    last = str(error) if isinstance(error, _CLEAR) else ""
     if last:
         return last
     last = "".join(traceback.format_exception_only(error)).strip()
@@ -124,6 +127,8 @@ class Hosting:
         self.fleet = Fleet(grid, names, settings.device_wait, recorder.online)
         self.rounds = Rounds(recorder, names)
         self.grid = LabGrid(grid, settings, self.fleet, self.rounds)
+        self.origin: Mapping[str, Any] = {}
+        """Of the data on all devices; empty where the lab has placed none."""
 
     def _wait_for_devices(self) -> None:
         def progress(message: str) -> None:
@@ -132,6 +137,18 @@ class Hosting:
 
         self.fleet.wait_for(self.settings.devices, self.settings.device_wait, progress)
         self.grid.devices()
+        self._compare_data()
+
+    def _compare_data(self) -> None:
+        """Refuse data that are not of one origin, or not those that were asked for."""
+        names = self.settings.devices or tuple(self.grid.met)
+        origins = {name: self.grid.met[name].origin for name in names}
+        if test := placed_data():
+            origins[SERVER] = test.origin
+        self.origin = common_origin(origins)
+        check_asked(self.recorder.lab.get("asked_data") or {}, self.origin)
+        self.fleet.origin = self.origin
+        self.recorder.data(self.origin)
 
     def play(self, directory: Path) -> None:
         """The run from the first device online to the end of the user's ServerApp."""
@@ -172,8 +189,9 @@ class Hosting:
                     "version": str(project.get("version", "")),
                     "sha256": self.settings.app,
                 },
+                "data": dict(self.origin),
                 "devices": {name: _described(d) for name, d in self.grid.met.items()},
-                "test": {"shard": test.fingerprint, "data": test.origin} if test else {},
+                "test": {"shard": test.fingerprint} if test else {},
                 "versions": _versions(),
             }
         )
@@ -185,7 +203,6 @@ def _described(device: Device) -> dict[str, Any]:
         "examples": device.examples,
         "shard": device.shard.get("fingerprint", ""),
         "labels": list(device.shard.get("labels", ())),
-        "origin": dict(device.shard.get("origin", {})),
         "environment": dict(device.environment),
     }
 

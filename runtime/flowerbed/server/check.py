@@ -27,7 +27,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowerbed.results import RESULTS, STATUS, read_status, write
+import yaml
+
+from flowerbed import placed_data
+from flowerbed.provenance import DataMismatchError, check_asked
+from flowerbed.results import LAB, RESULTS, STATUS, read_status, write
 from flowerbed.server.layer import LAYERS, missing, name_of
 
 RUN_FILE = "run.json"
@@ -51,7 +55,7 @@ def place(directory: Path, placed: Mapping[str, Any]) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     texts = {
         RUN_FILE: json.dumps(placed["settings"]),
-        "lab.yml": placed["lab"],
+        LAB: placed["lab"],
         **{f"{APP}/{name}": text for name, text in placed["files"].items()},
     }
     for name, text in texts.items():
@@ -75,20 +79,31 @@ def check(run: str, placed: Mapping[str, Any] | None, root: Path = RESULTS) -> d
     layer = name_of(beyond)
     if settings.get("layer") != layer:
         write(directory / RUN_FILE, json.dumps(settings | {"layer": layer}))
-    problems: list[str] = []
-    if not layer or (LAYERS / layer).is_dir():
+    problems = _data_problems(directory)
+    if not problems and (not layer or (LAYERS / layer).is_dir()):
         checked = CHECKED / f"{settings['app']}-{layer}"
         if not checked.exists():
             places = [directory / APP, *([LAYERS / layer] if layer else [])]
             problems = _load_apart(places)
-        if problems:
-            shutil.rmtree(directory)
-        else:
+        if not problems:
             checked.parent.mkdir(parents=True, exist_ok=True)
             checked.touch()
+    if problems:
+        shutil.rmtree(directory)
     status = read_status(root)
     newest = status and {"run": status["run"], "state": status["state"]}
     return {"problems": problems, "missing": beyond, "layer": layer, "newest": newest}
+
+
+def _data_problems(directory: Path) -> list[str]:
+    """What is wrong with the data for a run; the server holds data of the devices' origin."""
+    lab = yaml.safe_load((directory / LAB).read_text()) or {}
+    placed = placed_data()
+    try:
+        check_asked(lab.get("asked_data") or {}, placed.origin if placed else {})
+    except DataMismatchError as error:
+        return [str(error)]
+    return []
 
 
 def _load_apart(places: list[Path]) -> list[str]:

@@ -30,6 +30,7 @@ from flowerbed.messages import (
     unpack,
     unseal,
 )
+from flowerbed.provenance import DataMismatchError, common_origin
 from flowerbed.results import MODEL_OUTCOMES
 from flowerbed.server.metric_names import MetricReader
 from flowerbed.settings import DeviceSettings
@@ -83,6 +84,11 @@ class Device:
     def examples(self) -> int:
         """Training examples that it holds; 0 where that is unknown."""
         return int(self.metrics.get("num-examples", self.shard.get("train_examples", 0)))
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """What its data were made from; empty where the lab has placed none."""
+        return self.shard.get("origin") or {}
 
     @property
     def examples_per_second(self) -> float:
@@ -297,6 +303,8 @@ class Fleet:
         self._online: set[str] = set()
         self._devices: dict[int, Device] = {}
         self._questions: dict[str, tuple[int, float]] = {}
+        self._refused: set[int] = set()
+        """Nodes with other data than those of the run."""
         self._sessions: dict[int, str] = {}
         self._failures: dict[str, list[str]] = {}
         """Name of a device to why each of its attempts to get ready has failed."""
@@ -304,6 +312,8 @@ class Fleet:
         self._settled: list[Reply] = []
         self._next_nodes = 0.0
         self._readers = ThreadPoolExecutor(_READERS, "reader")
+        self.origin: Mapping[str, Any] | None = None
+        """Of the run's data, once it is known: devices with other data cannot join."""
         self.app_error = ""
         """Why a device could not load the app; empty where none has failed."""
 
@@ -329,7 +339,7 @@ class Fleet:
             self._next_nodes = now + _NODE_INTERVAL
             online = {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
             self._forget_all_but(online)
-            asked = {node for node, _ in self._questions.values()}
+            asked = {node for node, _ in self._questions.values()} | self._refused
             new = [node for node in online if node not in asked and node not in self._devices]
             self._sessions |= {node: online[node] for node in new}
             question = seal({"introduce": True})
@@ -358,6 +368,7 @@ class Fleet:
         for node in gone & set(self._devices):
             log.info("%s is gone", self._devices.pop(node).name)
         self._questions = {ask: to for ask, to in self._questions.items() if to[0] not in gone}
+        self._refused -= gone
         for node in gone:
             del self._sessions[node]
 
@@ -375,7 +386,7 @@ class Fleet:
                 self.app_error = f"{settings.device}: {header['reason']}\n{trace}"
             return
         self._failures.pop(settings.device, None)
-        self._devices[node] = Device(
+        device = Device(
             node_id=node,
             settings=settings,
             shard=header.get("shard") or {},
@@ -383,6 +394,14 @@ class Fleet:
             environment=header.get("environment") or {},
             receive_seconds=max(0.0, float(header["started"]) - asked_at),
         )
+        if self.origin is not None:
+            try:
+                common_origin({"the run": self.origin, device.name: device.origin})
+            except DataMismatchError as error:
+                log.warning("%s cannot take part: %s", device.name, error)
+                self._refused.add(node)
+                return
+        self._devices[node] = device
         log.info("%s is ready (%s)", settings.device, settings.device_class)
 
     def wait_for(

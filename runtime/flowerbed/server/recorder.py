@@ -14,6 +14,7 @@ import yaml
 from flowerbed.results import (
     CURRENT,
     FINAL_STATES,
+    LAB,
     RESULTS,
     STATUS,
     DeviceRow,
@@ -71,6 +72,7 @@ class Recorder:
             "loss": None,
             "central_accuracy": None,
             "central_loss": None,
+            "data": {"dataset": "", "partitioner": ""},
             "devices": {},
             "history": [],
         }
@@ -85,6 +87,12 @@ class Recorder:
             write(self.directory / STATUS, json.dumps(self._status, allow_nan=False))
             self._written, self._changed = time.monotonic(), False
 
+    @property
+    def lab(self) -> dict[str, Any]:
+        """What the control node has written of the lab, and of the data that the run asks for."""
+        file = self.directory / LAB
+        return yaml.safe_load(file.read_text()) or {} if file.exists() else {}
+
     def flush(self) -> None:
         """Write what has changed if it is due."""
         with self._lock:
@@ -98,6 +106,13 @@ class Recorder:
             if state in FINAL_STATES:
                 self._status["settled"] = len(self.rounds)
             self._save(now=True)
+
+    def data(self, origin: Mapping[str, Any]) -> None:
+        """Set the origin of the data that the run uses; empty where the lab has placed none."""
+        with self._lock:
+            shown = {key: str(origin.get(key, "")) for key in ("dataset", "partitioner")}
+            self._status["data"] = shown
+            self._save()
 
     def plan(self, rounds: int, *, central: bool) -> None:
         """Set how many rounds the run will have, and whether each has a central evaluation."""
@@ -205,7 +220,6 @@ class Recorder:
 
     def describe(self, description: Mapping[str, Any]) -> None:
         """Write run.yml: `description`, and under `lab` what the control node wrote of the lab."""
-        lab = self.directory / "lab.yml"
-        known = {"lab": yaml.safe_load(lab.read_text())} if lab.exists() else {}
-        text = yaml.safe_dump({**description, **known}, sort_keys=False)
+        lab = self.lab
+        text = yaml.safe_dump({**description, **({"lab": lab} if lab else {})}, sort_keys=False)
         write(self.directory / "run.yml", text)
