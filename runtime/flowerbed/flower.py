@@ -6,6 +6,7 @@ An upgrade of Flower that moves one of them fails in `tests/test_flower.py` and 
 
 import contextlib
 import importlib
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ __all__ = [
     "has_waiting_reply",
     "identify_process",
     "load_programs",
+    "seed_sampling",
     "wake_superexec",
 ]
 
@@ -201,6 +203,20 @@ def has_waiting_reply(state: Any) -> bool:
             not entry.is_retrieved and entry.message.metadata.reply_to_message_id
             for entry in state.msg_store.values()
         )
+
+
+_SAMPLERS = ("flwr.serverapp.strategy.strategy_utils", "flwr.server.client_manager")
+
+
+def seed_sampling(seed: int) -> random.Random:
+    """Let Flower's strategies sample nodes with a generator of their own, which is returned.
+
+    They use Python's global one, from which other threads draw as well, at times of their own.
+    """
+    generator = random.Random(seed)  # noqa: S311 - not for secrets
+    for module in _SAMPLERS:
+        importlib.import_module(module).random = generator  # type: ignore[attr-defined]
+    return generator
 
 
 def identify_process(run_id: int) -> None:

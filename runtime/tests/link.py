@@ -37,6 +37,7 @@ class Node:
     availability: float = 1.0
     broken: str = ""
     deaths: int = 0
+    threads: int = 1
     session: str = "first"
 
 
@@ -114,7 +115,7 @@ class Link(Grid):
             "node_config": self.config(number),
             "shard": node.shard,
             "warm_up": node.warm_up,
-            "environment": {"python": "3.13"},
+            "environment": {"python": "3.13", "threads": node.threads},
             "outcome": "error" if node.broken else "completed",
             "reason": node.broken.splitlines()[-1] if node.broken else "",
             "traceback": node.broken,

@@ -2,10 +2,12 @@
 
 import importlib
 import inspect
+import random
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +36,21 @@ def test_error_codes() -> None:
     codes = importlib.import_module("flwr.common.constant").ErrorCode
     assert codes.NODE_UNAVAILABLE == flower.NODE_UNAVAILABLE
     assert codes.CLIENT_APP_RAISED_EXCEPTION == flower.APP_RAISED
+
+
+def test_strategies_sample_with_a_generator_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("flwr.serverapp.strategy.strategy_utils", "flwr.server.client_manager")
+    modules = [importlib.import_module(name) for name in names]
+    for module in modules:
+        monkeypatch.setattr(module, "random", module.random)  # put back in the end
+    grid = SimpleNamespace(get_node_ids=lambda: list(range(100)))
+    drawn = []
+    for _ in range(2):
+        generator = flower.seed_sampling(3)
+        assert all(module.random is generator for module in modules)
+        random.random()  # noqa: S311 - somebody else draws from Python's generator
+        drawn.append(modules[0].sample_nodes(grid, 1, 10)[0])
+    assert drawn[0] == drawn[1]
 
 
 def test_a_message_can_be_rebuilt_from_its_metadata() -> None:

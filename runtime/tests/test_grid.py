@@ -1,6 +1,5 @@
 """The lab as a Grid: Flower's own strategies, and others, over devices that answer in memory."""
 
-import csv
 import json
 import math
 import threading
@@ -24,16 +23,15 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Result
-from link import ClientFunction, Link, Node
+from flwr.serverapp.strategy import FedAvg
+from link import ClientFunction, Node
+from played import Played, fedavg, start
 
 from flowerbed import evaluate_beside
 from flowerbed.provenance import DataMismatchError
-from flowerbed.server.app import Hosting
 from flowerbed.server.fleet import AppError, MissingDevicesError, is_available
 from flowerbed.server.grid import LabGrid, RoundError
-from flowerbed.server.recorder import Recorder
-from flowerbed.settings import DeviceSettings, LabSettings
+from flowerbed.settings import DeviceSettings
 from flowerbed.strategies.base import RoundPolicy
 
 EXAMPLES = {1: 10, 2: 30, 3: 60}
@@ -63,78 +61,14 @@ def clients(**more: Any) -> dict[int, Node]:
     return {number: Node(of(number)) for number in EXAMPLES}
 
 
-def start(strategy: FedAvg, **options: Any) -> Callable[[Grid, Context], None]:
-    """A ServerApp's main function that runs a strategy."""
-
-    def main(grid: Grid, context: Context) -> None:
-        initial = ArrayRecord({"w": Array(np.zeros((2, 3), np.float32))})
-        given = {"num_rounds": 2, **options}
-        RESULTS.append(strategy.start(grid=grid, initial_arrays=initial, **given))
-
-    return main
-
-
-RESULTS: list[Result] = []
-
-
-class Played:
-    """A run that was played, and its results."""
-
-    def __init__(
-        self,
-        root: Path,
-        link: Link,
-        main: Callable[[Grid, Context], None],
-        monkeypatch: pytest.MonkeyPatch,
-        **settings: Any,
-    ) -> None:
-        RESULTS.clear()
-        names = [link.config(number)["device"] for number in link.nodes]
-        given = {"run_name": "run", "devices": names, "device_wait": 5.0, "round_timeout": 5.0}
-        self.settings = LabSettings.parse(given | settings)
-        self.recorder = Recorder("run", self.settings.round_timeout, root)
-        self.directory = self.recorder.directory
-        context = Context(1, 1, {}, RecordDict(), {"num-server-rounds": 2})
-        project: dict[str, Any] = {"project": {"name": "app", "version": "1"}}
-        project |= {"tool": {"flowerbed": {"serverapp": "m:app", "run": "run"}}}
-        self.hosting = Hosting(link, context, self.settings, self.recorder, project)
-        self.hosting.fleet._readers._max_workers = 2
-        monkeypatch.setattr("flowerbed.server.app.load", lambda *_: main)
-        self.play = lambda: self.hosting.play(root)
-
-    @property
-    def result(self) -> Result:
-        """Of the strategy."""
-        return RESULTS[-1]
-
-    def rows(self, file: str) -> list[dict[str, str]]:
-        """Rows of a file of results."""
-        with (self.directory / file).open() as lines:
-            return list(csv.DictReader(lines))
-
-    @property
-    def status(self) -> dict[str, Any]:
-        """The status file."""
-        status: dict[str, Any] = json.loads((self.directory / "status.json").read_text())
-        return status
-
-
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Played]:
     """Makes a run over nodes; nothing is played yet."""
 
     def make(nodes: dict[int, Node], main: Any, **settings: Any) -> Played:
-        link = Link(nodes)
-        played = Played(tmp_path, link, main, monkeypatch, **settings)
-        played.link = link  # type: ignore[attr-defined]
-        return played
+        return Played(tmp_path, nodes, main, monkeypatch, **settings)
 
     return make
-
-
-def fedavg(**options: Any) -> FedAvg:
-    """Flower's own, for as many devices as there are."""
-    return FedAvg(**{"min_train_nodes": 1, "min_available_nodes": 1, **options})
 
 
 def test_flowers_strategy_runs_unchanged_and_everything_is_recorded(lab: Any) -> None:

@@ -163,7 +163,9 @@ def test_the_configuration_has_the_keys_of_the_app(tmp_path: Path) -> None:
     record = read_record(tmp_path, "run-1")
     record.settings["pi"]["camera_fps"] = 30
     record.description["data"] = {"dataset": "digits", "partitioner": "iid", "seed": 4}
+    record.description["repeatable"] = {"bitwise": False, "because": ["a time limit", "threads"]}
     shown = _section(run_page(record, {}), "What was run")
+    assert "no: a time limit; threads" in shown
     for key, value in {"sparsity": "0.25", "schedule": "cosine", "warm": "True"}.items():
         assert re.search(rf"<td>{key}</td>\n<td class=\"words\">{value}</td>", shown)
     assert "camera fps" in shown

@@ -366,6 +366,9 @@ def _configuration(record: Record, colours: pictures.Colours) -> Markup | None:
     if app.get("sha256"):
         shown.append(("app's SHA-256", str(app["sha256"])[:16]))
     shown += _data_origin(record)
+    if repeatable := description.get("repeatable"):
+        no = f"no: {'; '.join(repeatable['because'])}"
+        shown.append(("repeats bit for bit", "yes" if repeatable["bitwise"] else no))
     shown += [
         (str(key).replace("_", " "), setting(value))
         for key, value in run.items()

@@ -11,7 +11,7 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Iterator, Mapping
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from flowerbed import RESULTS_DIRECTORY, placed_data
+from flowerbed.environment import describe_environment
+from flowerbed.flower import seed_sampling
 from flowerbed.provenance import SERVER, DataMismatchError, check_asked, common_origin
 from flowerbed.results import RESULTS
 from flowerbed.server.fleet import AppError, Device, Fleet, MissingDevicesError
@@ -33,7 +35,6 @@ log = logging.getLogger("flwr")
 
 LAYERS = Path("/apps")
 _CONTAINER_LOG = Path("/proc/1/fd/1")
-_VERSIONS = ("flwr", "flwr-datasets", "tensorflow", "tensorflow-cpu", "keras", "torch", "numpy")
 _TRACE_LINES = 20
 _CLEAR = (AppError, DataMismatchError, MissingDevicesError, RoundError)
 """Errors whose message is all that needs to be said."""
@@ -64,12 +65,8 @@ def load(reference: str, directory: Path, layer: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in _VERSIONS:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _snake(values: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +85,7 @@ class HostedServerApp(ServerApp):
         recorder = Recorder(settings.run_name, settings.round_timeout)
         os.environ[RESULTS_DIRECTORY] = str(recorder.directory)
         # Numerical libraries of the app may use all cores of the coordinator.
-        os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+        os.environ.setdefault("OMP_NUM_THREADS", str(_cores()))
         try:
             Hosting(grid, context, settings, recorder, project).play(directory)
         except BaseException as error:
@@ -123,6 +120,7 @@ class Hosting:
     ) -> None:
         self.settings, self.recorder, self.context = settings, recorder, context
         self.project = project
+        self.sampling = seed_sampling(settings.seed)
         names = MetricReader(settings.metrics)
         self.fleet = Fleet(grid, names, settings.device_wait, recorder.online)
         self.rounds = Rounds(recorder, names)
@@ -173,6 +171,7 @@ class Hosting:
 
     def describe(self) -> None:
         """Write run.yml with what is known now."""
+        threads = int(os.environ.get("OMP_NUM_THREADS") or _cores())
         project = self.project["project"]
         test = placed_data()
         self.recorder.describe(
@@ -192,7 +191,8 @@ class Hosting:
                 "data": dict(self.origin),
                 "devices": {name: _described(d) for name, d in self.grid.met.items()},
                 "test": {"shard": test.fingerprint} if test else {},
-                "versions": _versions(),
+                "repeatable": self.grid.repeat.describe(),
+                "server": describe_environment(_cores(), threads),
             }
         )
 

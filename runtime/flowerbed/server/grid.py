@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 
 from flowerbed.flower import NODE_UNAVAILABLE
 from flowerbed.server.fleet import Device, Fleet, PendingMessage, Reply, is_available
+from flowerbed.server.repeat import Repeatability
 from flowerbed.server.rounds import Rounds, could_not_be_asked
 from flowerbed.settings import LabSettings
 
@@ -145,6 +146,7 @@ class LabGrid(Grid):
         self._settings = settings
         self._fleet = fleet
         self.rounds = rounds
+        self.repeat = Repeatability()
         self.policy: Policy = _WaitForAll()
         self.observed = False
         """Whether `Strategy.start` runs and tells when rounds begin and end."""
@@ -242,6 +244,7 @@ class LabGrid(Grid):
         for device in self._fleet.online():
             if self._met.get(device.name) != device:
                 self._met[device.name] = device
+                self.repeat.met(device, self.rounds.number)
                 info = device.settings.model_dump(exclude={"device", "device_class"})
                 info |= {"examples": device.examples, "shard": device.shard.get("fingerprint", "")}
                 self.rounds.recorder.meet(device.name, device.device_class, info)
@@ -296,6 +299,7 @@ class LabGrid(Grid):
         trains = messages[0].metadata.message_type.startswith(MessageType.TRAIN)
         if trains and begins:
             not_asked = self._not_asked(number)
+            self.repeat.received(not_asked)
             first = self.observed or self.rounds.number != number
             self.rounds.begin(number)
             if first:
@@ -303,6 +307,7 @@ class LabGrid(Grid):
             if first and not self.observed and number > 1:
                 self._check_fruit(number - 1, self.rounds.last_trained)
             self._draw = 0
+        self.repeat.sent(messages)
         sent = self._fleet.send(messages, number, self._settings.round_timeout)
         self.rounds.sent(sent.values())
         return sent
@@ -347,6 +352,7 @@ class LabGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """See `flwr.serverapp.Grid`."""
+        self.repeat.note("the app reads replies itself, in the order in which they arrive")
         with self._lock:
             sent = self._send(messages, begins=True)
             self._own |= sent
@@ -414,6 +420,8 @@ class LabGrid(Grid):
     def _close(self, exchange: _Exchange, working: list[PendingMessage]) -> list[Message]:
         reject_misfits(exchange.replies)
         replies = sorted(exchange.replies, key=lambda r: (r.device.name, r.pending.sent))
+        self.repeat.received(replies)
+        self.repeat.closed(working)
         used = [reply for reply in replies if reply.usable]
         exchanged = list(exchange.pending.values())
         if exchanged:

@@ -152,6 +152,8 @@ def observed(grid: LabGrid) -> Iterator[None]:
         grid.plan(call.arguments["num_rounds"], central=evaluation is not None)
         if isinstance(strategy, RoundPolicy):
             grid.policy = strategy
+            if strategy.not_repeatable:
+                grid.repeat.note(strategy.not_repeatable)
         grid.observed = True
         try:
             with _wrapped(strategy, grid, ends_with_evaluation=evaluation is not None):

@@ -77,6 +77,8 @@ class RoundPolicy:
     asynchronous = False
     """Whether replies to messages of earlier rounds count in the round in which they arrive, and
     pending messages outlive their round. Otherwise such a reply is late and not aggregated."""
+    not_repeatable = ""
+    """Why a run with this strategy does not repeat bit for bit; empty: it does. For `run.yml`."""
 
     def round_seconds(self) -> float:
         """Return the seconds after which the round just configured is closed at the latest."""
