@@ -237,6 +237,23 @@ def test_the_accuracy_on_devices_of_an_app_without_central_evaluation() -> None:
     )
 
 
+def test_fairness_is_that_of_the_newest_model() -> None:
+    """Messages of training bring the model of the round before; the last one is evaluated apart."""
+    accuracies = {"budget-1": 0.4, "laptop-1": 0.7, "pi4-1": 0.7}
+    rows = [message_row(2, name, accuracy=0.1, loss=2.3) for name in DEVICES]
+    rounds = _rounds("budget-1", "budget-1")
+    (said,) = [text for text in _texts(_record(rounds, rows)) if text.startswith("On the devices'")]
+    assert "the model after round 1 has accuracy 0.100 (mean of 3 devices)" in said
+    assert "the standard deviation is 0.000." in said
+    rows += [evaluation_row(2, name, accuracy=value) for name, value in accuracies.items()]
+    (said,) = [text for text in _texts(_record(rounds, rows)) if text.startswith("On the devices'")]
+    assert said == (
+        "On the devices' own test data, the model after round 2 has accuracy 0.600 (mean of 3 "
+        "devices); the worst is budget-1 with 0.400, the best pi4-1 with 0.700; the standard "
+        "deviation is 0.141."
+    )
+
+
 def test_chance_on_devices_is_the_share_of_the_most_frequent_label() -> None:
     nothing = {"central_accuracy": None, "central_loss": None}
     record = _record([round_row(1, accuracy=0.8, **nothing)], [message_row(1, "pi4-1")])

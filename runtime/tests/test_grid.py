@@ -31,6 +31,7 @@ from flowerbed import evaluate_beside
 from flowerbed.provenance import DataMismatchError
 from flowerbed.server.fleet import AppError, MissingDevicesError, is_available
 from flowerbed.server.grid import LabGrid, RoundError
+from flowerbed.server.metrics import StatusCollector
 from flowerbed.settings import DeviceSettings
 from flowerbed.strategies.base import RoundPolicy
 
@@ -108,6 +109,41 @@ def test_flowers_strategy_runs_unchanged_and_everything_is_recorded(lab: Any) ->
     assert status["devices"]["d1"]["outcomes"] == {"completed": 2}
     assert sorted(played.link.goodbyes) == [1, 2, 3]
     assert {group for _, _, group in played.link.asked} == {"1", "2"}
+
+
+def test_the_final_model_on_each_device_is_kept(lab: Any) -> None:
+    """An app evaluates it after the last round, as the default app does."""
+    train = start(fedavg(fraction_evaluate=0.0))
+
+    def unequal(number: int) -> ClientFunction:
+        def work(message: Message, config: Mapping[str, Any]) -> RecordDict:
+            reply = client(message, config)
+            if message.metadata.message_type == "evaluate":
+                reply["metrics"]["eval_acc"] = number / 10
+            return reply
+
+        return work
+
+    def main(grid: Grid, context: Context) -> None:
+        train(grid, context)
+        content = RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros((2, 3), np.float32))})})
+        messages = [Message(content, node, "evaluate") for node in grid.get_node_ids()]
+        assert len(list(grid.send_and_receive(messages, timeout=5))) == 3
+
+    played = lab({number: Node(unequal(number)) for number in (1, 2, 3)}, main)
+    played.play()
+    rows = [row for row in played.rows("devices.csv") if row["type"] == "evaluate"]
+    assert {row["device"]: row["accuracy"] for row in rows} == {
+        "d1": "0.1",
+        "d2": "0.2",
+        "d3": "0.3",
+    }
+    assert {row["round"] for row in rows} == {"2"}
+    assert {row["loss"] for row in rows} == {"1.0"}
+    assert float(played.rows("rounds.csv")[-1]["accuracy"]) == pytest.approx(0.2)
+    served = {family.name: family for family in StatusCollector(played.directory.parent).collect()}
+    samples = served["flowerbed_device_accuracy"].samples
+    assert {s.labels["device"]: s.value for s in samples} == {"d1": 0.1, "d2": 0.2, "d3": 0.3}
 
 
 def test_an_evaluation_in_the_training_reply_is_that_of_the_round_before(lab: Any) -> None:

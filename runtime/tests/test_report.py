@@ -152,6 +152,21 @@ def test_the_page_of_a_run_is_complete(record: Record) -> None:
     assert "4 evaluate" in text
 
 
+def test_the_final_model_on_each_device(record: Record) -> None:
+    rows = [
+        row if row.device != SLOW or row.round < 4 else replace(row, accuracy=0.4, loss=1.5)
+        for row in record.messages
+    ]
+    rows += [evaluation_row(4, SLOW, accuracy=0.35, loss=1.7)]
+    shown = _section(run_page(replace(record, messages=rows), {}), "What each device did")
+    assert "of the global model after round 4, on the device&#39;s own test data" in shown
+    assert re.search(r"<td>0\.350</td>\n?<td>1\.700</td>", shown)
+    bare = [replace(row, accuracy=None, loss=None) for row in record.messages]
+    assert "accuracy" not in _section(
+        run_page(replace(record, messages=bare), {}), "What each device did"
+    )
+
+
 def _section(text: str, heading: str) -> str:
     found = re.search(rf"<h2>{heading}</h2>(.*?)</section>", text, re.DOTALL)
     assert found, heading

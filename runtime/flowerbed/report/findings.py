@@ -5,7 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median, pstdev
 
 from flowerbed.report.record import CENTRAL, Record, busy_seconds
 from flowerbed.report.usage import Usage, size
@@ -252,6 +252,20 @@ def _accuracy(record: Record, source: str, points: Sequence[tuple[RoundRow, floa
     return Finding(f"{text}.")
 
 
+def _fairness(record: Record) -> Iterable[Finding]:
+    """How unequal the model is on the devices' own test data."""
+    number, values = record.on_devices["accuracy"]
+    if number and len(values) > 1:
+        worst = min(values, key=lambda name: (values[name], name))
+        best = max(values, key=lambda name: (values[name], name))
+        yield Finding(
+            f"On the devices' own test data, the model after round {number} has accuracy "
+            f"{fmean(values.values()):.3f} (mean of {len(values)} devices); the worst is {worst} "
+            f"with {values[worst]:.3f}, the best {best} with {values[best]:.3f}; the standard "
+            f"deviation is {pstdev(values.values()):.3f}."
+        )
+
+
 def _chance(record: Record, source: str) -> float | None:
     """Accuracy of a model that gives all examples the same label; None: labels are unknown."""
     held = [counts for counts in record.labels.values() if sum(counts)]
@@ -485,6 +499,7 @@ def find(record: Record, usage: Mapping[str, Usage]) -> list[Finding]:
         findings += [
             *_not_finite(record),
             *_learning(record),
+            *_fairness(record),
             *_unchanged(record),
             *_stragglers(record, usage),
             *_faults(record),

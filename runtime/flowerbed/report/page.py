@@ -179,7 +179,7 @@ def _other_messages(rows: Iterable[DeviceRow]) -> str:
 
 
 def _work_of(record: Record, name: str, colour: str) -> dict[str, Any]:
-    """The work of a device over all rounds, by the heading of its column."""
+    """The work of a device over all rounds, by the heading of its column, and what came of it."""
     mine = record.rows_of(name)
     training = [row for row in mine if is_training(row)]
     outcomes = Counter(row.outcome for row in training)
@@ -204,6 +204,8 @@ def _work_of(record: Record, name: str, colour: str) -> dict[str, Any]:
         "received": number(sum(row.bytes_received for row in mine) / _MEBI, 1, " MiB"),
         "sent": number(sum(row.bytes_sent for row in mine) / _MEBI, 1, " MiB"),
         "other messages": _other_messages(mine) or NOTHING,
+        "accuracy": number(record.on_devices["accuracy"][1].get(name), 3),
+        "loss": number(record.on_devices["loss"][1].get(name), 3),
     }
 
 
@@ -219,14 +221,22 @@ def _columns(rows: Sequence[dict[str, Any]], words: Iterable[str]) -> Markup:
 
 def _work(record: Record, colours: pictures.Colours) -> Markup | None:
     rows = [_work_of(record, name, colours[name]) for name in record.names]
-    if all(row["other messages"] is NOTHING for row in rows):
-        for row in rows:
-            del row["other messages"]
+    for heading in ("other messages", "accuracy", "loss"):
+        if all(row[heading] == NOTHING for row in rows):
+            for row in rows:
+                del row[heading]
+    evaluated = max(number for number, _ in record.on_devices.values())
     return section(
         "What each device did",
         text(
             "Completed: training messages. Training and waiting: shares of the device's time. "
             "Received and sent: arrays."
+            + (
+                " Accuracy and loss: of the global model after "
+                f"round {evaluated}, on the device's own test data."
+                if evaluated
+                else ""
+            )
         ),
         _columns(rows, ("training", "waiting", "other messages")),
     )

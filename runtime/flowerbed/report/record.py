@@ -129,6 +129,36 @@ class Record:
         """Seconds from `begin` to the end of a round."""
         return row.started + row.seconds - self.begin
 
+    def measured(self, name: str, of: str) -> list[tuple[int, float]]:
+        """Accuracy or loss of the global model on a device's test data, after each round.
+
+        Args:
+            name: of the device.
+            of: accuracy or loss.
+        """
+        points = {}
+        for row in self.rows_of(name):
+            value = getattr(row, of)
+            if value is not None and math.isfinite(value):
+                # A message of training brings the model as it was after the round before.
+                points[row.round - is_training(row)] = value
+        return sorted(points.items())
+
+    @cached_property
+    def on_devices(self) -> dict[str, tuple[int, dict[str, float]]]:
+        """The newest model that devices have evaluated, as it is on each of them.
+
+        By accuracy and loss: the round after which it was that model (0: before the first, or
+        nothing is known), and values by device.
+        """
+        found = {}
+        for of in ("accuracy", "loss"):
+            points = [(*each, name) for name in self.names for each in self.measured(name, of)]
+            newest = max((number for number, *_ in points), default=0)
+            values = {name: value for number, value, name in points if number == newest}
+            found[of] = newest, values
+        return found
+
     def curve(self, of: str) -> tuple[str, list[tuple[RoundRow, float]]]:
         """The global model's accuracy or loss after each round.
 
