@@ -23,6 +23,7 @@ __all__ = [
     "SUPERNODE_PORT",
     "ObjectPushError",
     "SuperNodeLoop",
+    "extend_patience",
     "has_function",
     "has_waiting_reply",
     "identify_process",
@@ -203,6 +204,20 @@ def has_waiting_reply(state: Any) -> bool:
             not entry.is_retrieved and entry.message.metadata.reply_to_message_id
             for entry in state.msg_store.values()
         )
+
+
+_STATES = ("flwr.supercore.corestate.in_memory_corestate", "flwr.supercore.corestate.sql_corestate")
+
+
+def extend_patience(intervals: int) -> None:
+    """Let a SuperLink, in this process, take a ServerApp for dead after more missed heartbeats.
+
+    Flower does so after two intervals of 30 s, by the SuperLink's own clock. A SuperLink that has
+    stood still for longer thus ends every run when it goes on. When devices count as offline is
+    not changed.
+    """
+    for state in _STATES:
+        importlib.import_module(state).HEARTBEAT_PATIENCE = intervals  # type: ignore[attr-defined]
 
 
 _SAMPLERS = ("flwr.serverapp.strategy.strategy_utils", "flwr.server.client_manager")

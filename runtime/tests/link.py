@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
@@ -49,6 +50,8 @@ class Link(Grid):
         self.nodes = nodes
         self.refusals = 0
         """Times that Flower does not take messages."""
+        self.unreachable: dict[str, int] = {}
+        """Method of the grid to the number of calls in which the SuperLink does not answer."""
         self.lost: set[int] = set()
         """Nodes that connect anew once they have been asked for something."""
         self.asked: list[tuple[int, str, str]] = []
@@ -77,13 +80,20 @@ class Link(Grid):
     def get_node_ids(self) -> list[int]:
         return list(self.nodes)
 
+    def _reach(self, method: str) -> None:
+        if left := self.unreachable.get(method, 0):
+            self.unreachable[method] = left - 1
+            raise httpx.ConnectTimeout("_ssl.c:999: The handshake operation timed out")
+
     def get_nodes(self) -> list[NodeInfo]:
+        self._reach("get_nodes")
         return [
             NodeInfo(node_id=number, last_activated_at=node.session)
             for number, node in self.nodes.items()
         ]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        self._reach("push_messages")
         if self.refusals:
             self.refusals -= 1
             raise ObjectPushError("object", 1, "session")
@@ -163,6 +173,7 @@ class Link(Grid):
         self._replies[message.metadata.message_id] = time.monotonic() + delay, reply
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        self._reach("pull_messages")
         now = time.monotonic()
         ready = [m for m in message_ids if m in self._replies and self._replies[m][0] <= now]
         return [self._replies.pop(m)[1] for m in ready]

@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 from link import Link, Node
 
 from flowerbed.server.app import Hosting
+from flowerbed.server.checkpoint import read_checkpoint
 from flowerbed.server.recorder import Recorder
 from flowerbed.settings import LabSettings
 
@@ -49,12 +50,16 @@ class Played:
         names = [link.config(number)["device"] for number in link.nodes]
         given = {"run_name": "run", "devices": names, "device_wait": 5.0, "round_timeout": 5.0}
         self.settings = LabSettings.parse(given | settings)
-        self.recorder = Recorder("run", self.settings.round_timeout, root)
+        checkpoint = read_checkpoint(root / "run") if self.settings.resume else None
+        books = checkpoint.books if checkpoint else None
+        self.recorder = Recorder("run", self.settings.round_timeout, root, books)
         self.directory = self.recorder.directory
         context = Context(1, 1, {}, RecordDict(), {"num-server-rounds": 2})
         project: dict[str, Any] = {"project": {"name": "app", "version": "1"}}
         project |= {"tool": {"flowerbed": {"serverapp": "m:app", "run": "run"}}}
-        self.hosting = Hosting(link, context, self.settings, self.recorder, project)
+        self.hosting = Hosting(
+            link, context, self.settings, self.recorder, project, checkpoint=checkpoint
+        )
         self.hosting.fleet._readers._max_workers = 2
         monkeypatch.setattr("flowerbed.server.app.load", lambda *_: main)
         self._root = root

@@ -368,6 +368,11 @@ def test_the_origin_of_the_data(held_up_twice: Record) -> None:
         assert first.grave
 
 
+def test_a_run_that_was_resumed(held_up_twice: Record) -> None:
+    held_up_twice.description["resumed_after_rounds"] = [1, 2]
+    assert "The run was interrupted, and resumed after rounds 1 and 2." in _texts(held_up_twice)
+
+
 def test_a_run_that_failed_at_once() -> None:
     (found,) = find(_record([], [], "failed", "not ready after 300 s: pi4-1."), {})
     assert found == findings.Finding("The run failed: not ready after 300 s: pi4-1.", grave=True)

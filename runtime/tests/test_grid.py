@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import yaml
@@ -412,6 +413,40 @@ def test_all_devices_offline_at_once_do_not_end_the_run(lab: Any) -> None:
     played.link.lost = {1, 2, 3}
     played.play()
     assert [row["devices"] for row in played.rows("rounds.csv")] == ["0", "3", "3"]
+
+
+def test_a_superlink_that_stands_still_is_waited_for(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Flower itself gives up where a TLS handshake times out."""
+    monkeypatch.setattr("flowerbed.server.fleet._RECONNECT", 0.05)
+    monkeypatch.setattr("flowerbed.server.fleet._NODE_INTERVAL", 0.1)
+    played = lab(clients(), start(fedavg(fraction_evaluate=0.0), num_rounds=3))
+    calls = ("get_nodes", "push_messages", "pull_messages")
+
+    def stand_still(message: Message, config: Mapping[str, Any]) -> RecordDict:
+        if message.metadata.group_id == "2":
+            played.link.unreachable = dict.fromkeys(calls, 3)
+        return client(message, config)
+
+    played.link.nodes[3].client = stand_still
+    played.link.nodes[3].delays = [0.0, 0.5]
+    played.play()
+    assert not any(played.link.unreachable.values())
+    assert [row["devices"] for row in played.rows("rounds.csv")] == ["3", "3", "3"]
+    assert caplog.text.count("the SuperLink does not answer") == 9
+    assert played.status["state"] == "completed"
+
+
+def test_a_superlink_that_does_not_come_back_ends_the_run(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowerbed.server.fleet._RECONNECT", 0.05)
+    monkeypatch.setattr("flowerbed.server.fleet._PATIENCE", 0.3)
+    played = lab(clients(), start(fedavg(fraction_evaluate=0.0)))
+    played.link.unreachable = {"push_messages": 1000}
+    with pytest.raises(httpx.ConnectTimeout):
+        played.play()
 
 
 def test_messages_that_flower_does_not_take_are_sent_again(lab: Any) -> None:

@@ -7,50 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
+from line import described, learn, weights
 from link import Node
 from played import Played, fedavg, start
 
 from flowerbed.strategies import make_strategy
 
-SIZES = {1: 40, 2: 90, 3: 60, 4: 110}
-
-
-def learn(message: Message, config: Mapping[str, Any]) -> RecordDict:
-    """Fit a line to the device's own data by single-precision gradient steps."""
-    number = int(config["partition-id"]) + 1
-    settings = message.content.config_records["config"]
-    rng = np.random.default_rng([number, int(settings["server-round"])])  # type: ignore[list-item]
-    data = np.random.default_rng(number)
-    x = data.normal(size=(SIZES[number], 3)).astype(np.float32)
-    y = x @ np.array([1.0, -2.0, number], np.float32)
-    weights = message.content.array_records["arrays"]["w"].numpy().copy()
-    for index in rng.permutation(len(x)):
-        error = x[index] @ weights - y[index]
-        weights -= np.float32(0.013) * error * x[index]
-    metrics = {"num-examples": len(x), "train-loss": float(error**2), "partial": 0}
-    arrays = ArrayRecord({"w": Array(weights)})
-    return RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)})
-
 
 def nodes(*delays: float) -> dict[int, Node]:
     """Four devices whose replies take these seconds in each round."""
     return {n: Node(learn, delays=[delay] * 9) for n, delay in enumerate(delays, 1)}
-
-
-def weights(played: Played) -> bytes:
-    """The bits of the trained model."""
-    array = played.result.arrays["w"].numpy()
-    assert array.dtype == np.float32
-    assert np.isfinite(array).all()
-    return array.tobytes()
-
-
-def described(played: Played) -> dict[str, Any]:
-    told: dict[str, Any] = yaml.safe_load((played.directory / "run.yml").read_text())
-    return told
 
 
 Again = Callable[..., Played]

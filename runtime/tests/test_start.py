@@ -143,6 +143,32 @@ def test_a_run_that_asks_for_other_data_is_refused(
     assert not (tmp_path / "first").exists()
 
 
+def test_a_run_is_resumed_with_what_it_was_begun_with(tmp_path: Path, place: Check) -> None:
+    place()
+    directory = tmp_path / "first"
+    said = check.resume("first", tmp_path)["problems"]
+    assert said == ["there is no run named first. Runs that can be resumed: none"]
+    (directory / "status.json").write_text(
+        json.dumps({"run": "first", "state": "failed", "round": 3})
+    )
+    assert "run first has no checkpoint" in check.resume("first", tmp_path)["problems"][0]
+    (directory / ".checkpoint").touch()
+    assert "resumed: first" in check.resume("other", tmp_path)["problems"][0]
+    assert check.resume("first", tmp_path)["problems"] == []
+    assert json.loads((directory / "run.json").read_text())["resume"] is True
+    status = json.loads((directory / "status.json").read_text())
+    # Whoever follows the run would take the old state for its end.
+    assert (status["state"], status["message"]) == ("waiting", "goes on after round 3")
+    # What cannot be resumed keeps its results.
+    (directory / "app/pack/server.py").write_text("raise ValueError\n")
+    for file in (tmp_path / "checked").iterdir():
+        file.unlink()
+    assert "ValueError" in check.resume("first", tmp_path)["problems"][0]
+    assert (directory / ".checkpoint").exists()
+    (directory / "status.json").write_text(json.dumps({"run": "first", "state": "completed"}))
+    assert "run first has completed" in check.resume("first", tmp_path)["problems"][0]
+
+
 def test_both_components_are_told_of(place: Check) -> None:
     assert len(place({"pack/client.py": "1 / 0", "pack/server.py": "1 / 0"})["problems"]) == 2
 
@@ -344,6 +370,20 @@ def test_a_run_is_started(tmp_path: Path, place: Check, monkeypatch: pytest.Monk
     (project,) = flower.started
     assert project == start.compose(tomllib.loads(PROJECT), SETTINGS | {"layer": ""})
     assert flower.files == ["pack/client.py", "pack/server.py"]
+
+
+def test_a_run_is_not_resumed_while_one_is_under_way(
+    tmp_path: Path, place: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the one under way would be followed, and what was placed for this one removed."""
+    place(resume=True)
+    (tmp_path / "first/status.json").write_text('{"run": "first", "state": "running"}')
+    (tmp_path / "current").write_text("first\n")
+    monkeypatch.setattr(start, "flwr", Flower("running"))
+    with pytest.raises(FlowerError, match="run 0 of Flower is under way, and may be the one"):
+        start.start("first", tmp_path)
+    monkeypatch.setattr(start, "flwr", Flower("finished:failed"))
+    assert start.start("first", tmp_path) == {"run": "77"}
 
 
 def test_a_run_of_the_lab_that_is_under_way_is_named(

@@ -487,6 +487,12 @@ def _origin(record: Record) -> Iterable[Finding]:
         )
 
 
+def _resumed(record: Record) -> Iterable[Finding]:
+    rounds = record.description.get("resumed_after_rounds") or []
+    if rounds:
+        yield Finding(f"The run was interrupted, and resumed after {in_words(rounds)}.")
+
+
 def find(record: Record, usage: Mapping[str, Usage]) -> list[Finding]:
     """All findings on a run: other data than asked for, its failure, what it learned, the rest."""
     findings = [*_origin(record)]
@@ -495,6 +501,7 @@ def find(record: Record, usage: Mapping[str, Usage]) -> list[Finding]:
         findings.append(Finding(f"The run failed: {first}", grave=True, detail=rest))
     elif record.state != "completed":
         findings.append(Finding(f"The run has not ended: its state is {record.state}.", True))
+    findings += _resumed(record)
     if record.rounds:
         findings += [
             *_not_finite(record),

@@ -23,6 +23,12 @@ from flowerbed.environment import describe_environment
 from flowerbed.flower import seed_sampling
 from flowerbed.provenance import SERVER, DataMismatchError, check_asked, common_origin
 from flowerbed.results import RESULTS
+from flowerbed.server.checkpoint import (
+    Checkpoint,
+    ResumeError,
+    read_checkpoint,
+    remove_checkpoint,
+)
 from flowerbed.server.fleet import AppError, Device, Fleet, MissingDevicesError
 from flowerbed.server.grid import LabGrid, RoundError
 from flowerbed.server.metric_names import MetricReader
@@ -36,7 +42,7 @@ log = logging.getLogger("flwr")
 LAYERS = Path("/apps")
 _CONTAINER_LOG = Path("/proc/1/fd/1")
 _TRACE_LINES = 20
-_CLEAR = (AppError, DataMismatchError, MissingDevicesError, RoundError)
+_CLEAR = (AppError, DataMismatchError, MissingDevicesError, ResumeError, RoundError)
 """Errors whose message is all that needs to be said."""
 
 
@@ -82,12 +88,15 @@ class HostedServerApp(ServerApp):
         directory, project = find_app()
         told = project["tool"]["flowerbed"]
         settings = LabSettings.read(RESULTS / told["run"])
-        recorder = Recorder(settings.run_name, settings.round_timeout)
+        checkpoint = read_checkpoint(RESULTS / told["run"]) if settings.resume else None
+        books = checkpoint.books if checkpoint else None
+        recorder = Recorder(settings.run_name, settings.round_timeout, books=books)
         os.environ[RESULTS_DIRECTORY] = str(recorder.directory)
         # Numerical libraries of the app may use all cores of the coordinator.
         os.environ.setdefault("OMP_NUM_THREADS", str(_cores()))
         try:
-            Hosting(grid, context, settings, recorder, project).play(directory)
+            hosting = Hosting(grid, context, settings, recorder, project, checkpoint=checkpoint)
+            hosting.play(directory)
         except BaseException as error:
             log.exception("the run has failed")
             recorder.state("failed", reason(error, directory))
@@ -117,9 +126,11 @@ class Hosting:
         settings: LabSettings,
         recorder: Recorder,
         project: dict[str, Any],
+        *,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.settings, self.recorder, self.context = settings, recorder, context
-        self.project = project
+        self.project, self.checkpoint = project, checkpoint
         self.sampling = seed_sampling(settings.seed)
         names = MetricReader(settings.metrics)
         self.fleet = Fleet(grid, names, settings.device_wait, recorder.online)
@@ -159,7 +170,7 @@ class Hosting:
         self.recorder.state("running")
         self.recorder.plan(_planned(self.context.run_config), central=False)
         try:
-            with observed(self.grid), _legacy_log(self.rounds):
+            with observed(self.grid, self.sampling, self.checkpoint), _legacy_log(self.rounds):
                 server_app(self.grid, self.context)
             self.rounds.finish()
             self.grid.settle()
@@ -168,6 +179,7 @@ class Hosting:
             self.fleet.say_goodbye()
         self.describe()
         self.recorder.state("completed")
+        remove_checkpoint(self.recorder.directory)
 
     def describe(self) -> None:
         """Write run.yml with what is known now."""

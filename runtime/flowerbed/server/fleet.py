@@ -13,8 +13,9 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import httpx
 import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -36,6 +37,7 @@ from flowerbed.server.metric_names import MetricReader
 from flowerbed.settings import DeviceSettings
 
 log = logging.getLogger("flwr")
+T = TypeVar("T")
 
 INTRODUCTION = "query.flowerbed"
 """Type of the lab's own messages; no app's function has this name."""
@@ -48,6 +50,10 @@ _READERS = 4
 _READ_AT_ONCE = 32
 """Messages that one reader asks for at once; the time of their arrival is taken together."""
 _FAREWELL = 30.0
+_RECONNECT = 1.0
+"""Seconds between two attempts to reach the SuperLink."""
+_PATIENCE = 600.0
+"""Seconds after which a SuperLink that cannot be reached ends the run."""
 _INTRODUCTIONS = 3
 """Attempts of a device to get ready, after which the server no longer waits for it."""
 
@@ -337,7 +343,8 @@ class Fleet:
         now = time.monotonic()
         if now >= self._next_nodes:
             self._next_nodes = now + _NODE_INTERVAL
-            online = {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
+            nodes = self._patiently(self._grid.get_nodes)
+            online = {node.node_id: node.last_activated_at for node in nodes}
             self._forget_all_but(online)
             asked = {node for node, _ in self._questions.values()} | self._refused
             new = [node for node in online if node not in asked and node not in self._devices]
@@ -453,13 +460,35 @@ class Fleet:
 
     # --- messages -------------------------------------------------------------------------
 
+    def _patiently(self, call: Callable[..., Iterable[T]], *arguments: Any) -> Iterable[T]:
+        """Call Flower's Grid, again and again while the SuperLink cannot be reached.
+
+        Flower tries again by itself where a connection is refused or breaks. It gives up where a
+        TLS handshake times out because the SuperLink stands still: it takes any error that has to
+        do with TLS for a wrong certificate.
+
+        Raises:
+            httpx.TransportError: the SuperLink was out of reach for `_PATIENCE` seconds.
+        """
+        begin = time.monotonic()
+        while True:
+            try:
+                return call(*arguments)
+            except httpx.TransportError as error:
+                waited = time.monotonic() - begin
+                if waited > _PATIENCE:
+                    raise
+                log.warning("the SuperLink does not answer (%.0f s): %r", waited, error)
+                time.sleep(_RECONNECT)
+
     def _push(self, messages: list[Message]) -> list[str]:
         """Hand messages to Flower; return their ids, empty where Flower has not taken one."""
         if not messages:
             return []
         for _ in range(_PUSHES):
             try:
-                return [str(message_id or "") for message_id in self._grid.push_messages(messages)]
+                ids = self._patiently(self._grid.push_messages, messages)
+                return [str(message_id or "") for message_id in ids]
             except ObjectPushError as error:
                 # The SuperLink was restarted between a message and its parts, or is so slow that
                 # they have expired.
@@ -470,10 +499,13 @@ class Fleet:
         """Read the replies that have come; several are read at the same time."""
         ids = list(wanted)
         if len(ids) <= 1:
-            return list(self._grid.pull_messages(ids)) if ids else []
+            return self._read_from_grid(ids) if ids else []
         size = min(_READ_AT_ONCE, math.ceil(len(ids) / _READERS))
         parts = [ids[start : start + size] for start in range(0, len(ids), size)]
-        return [m for part in self._readers.map(self._grid.pull_messages, parts) for m in part]
+        return [m for part in self._readers.map(self._read_from_grid, parts) for m in part]
+
+    def _read_from_grid(self, ids: list[str]) -> list[Message]:
+        return list(self._patiently(self._grid.pull_messages, ids))
 
     def pending(self) -> list[PendingMessage]:
         """The messages on their way."""

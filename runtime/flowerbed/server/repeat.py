@@ -19,11 +19,12 @@ class Repeatability:
     """
 
     def __init__(self) -> None:
-        self._reasons: dict[str, set[str]] = {}
+        self.reasons: dict[str, set[str]] = {}
+        """Each with the devices that it is about."""
 
     def note(self, reason: str, who: str = "") -> None:
         """Add a reason, and a device that it is about."""
-        self._reasons.setdefault(reason, set()).update({who} - {""})
+        self.reasons.setdefault(reason, set()).update({who} - {""})
 
     def met(self, device: Device, number: int) -> None:
         """Look at a device that takes part from round `number` on; 0: from the beginning."""
@@ -60,6 +61,6 @@ class Repeatability:
         """Return what run.yml says."""
         because = [
             f"{reason}: {', '.join(sorted(who))}" if who else reason
-            for reason, who in self._reasons.items()
+            for reason, who in self.reasons.items()
         ]
         return {"bitwise": not because, "because": because}

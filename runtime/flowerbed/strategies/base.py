@@ -380,6 +380,7 @@ class Selective(RoundPolicy, Sampled):
             return None, None
         # The next aggregation starts from this result, even if nothing is configured in between.
         self.arrays = as_record(arrays, self.arrays)
+        self._contents.clear()
         return self.arrays, self._mean_metrics(updates)
 
     def _updates(self, replies: Iterable[Message]) -> list[Update]:
