@@ -33,6 +33,8 @@ class Node:
     client: ClientFunction
     name: str = ""
     delays: list[float] = field(default_factory=list)
+    transit: float = 0.0
+    """Seconds that its replies take on their way."""
     warm_up: dict[str, float] = field(default_factory=dict)
     shard: dict[str, Any] = field(default_factory=dict)
     availability: float = 1.0
@@ -56,6 +58,8 @@ class Link(Grid):
         """Nodes that connect anew once they have been asked for something."""
         self.asked: list[tuple[int, str, str]] = []
         """Node, type and group of each message of the app."""
+        self.reply_seconds: list[tuple[int, float]] = []
+        """Node, and what it is told that its replies take."""
         self.goodbyes: list[int] = []
         self._replies: dict[str, tuple[float, Message]] = {}
         self._sent = 0
@@ -110,6 +114,7 @@ class Link(Grid):
             else:
                 metadata = message.metadata
                 self.asked.append((number, metadata.message_type, metadata.group_id))
+                self.reply_seconds.append((number, header["reply_seconds"]))
                 self._work(message, unpack(header["records"], data))
             ids.append(str(self._sent))
         return ids
@@ -166,7 +171,7 @@ class Link(Grid):
             records, blocks = pack(reply)
             data = b"".join(blocks)
             header |= {"records": records, "bytes_sent": len(data)}
-        self._answer(message, header, data, delay)
+        self._answer(message, header, data, delay + node.transit)
 
     def _answer(self, message: Message, header: dict[str, Any], data: bytes, delay: float) -> None:
         reply = Message(seal(header, data), reply_to=message)

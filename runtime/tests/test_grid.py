@@ -449,6 +449,69 @@ def test_a_superlink_that_does_not_come_back_ends_the_run(
         played.play()
 
 
+def test_a_device_that_joins_in_the_last_round_takes_part_in_what_follows(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowerbed.server.fleet._NODE_INTERVAL", 0.1)
+    train, nodes = start(fedavg(fraction_evaluate=0.0), num_rounds=2), clients()
+
+    def joining(message: Message, config: Mapping[str, Any]) -> RecordDict:
+        if message.metadata.group_id == "2":
+            nodes[4] = Node(client)
+        return client(message, config)
+
+    def main(grid: Grid, context: Context) -> None:
+        train(grid, context)
+        content = RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros((2, 3), np.float32))})})
+        messages = [Message(content, node, "evaluate") for node in grid.get_node_ids()]
+        assert len(list(grid.send_and_receive(messages, timeout=5))) == 4
+
+    nodes[1].client, nodes[1].delays = joining, [0.0, 1.0]
+    played = lab(nodes, main, devices=["d1", "d2", "d3"])
+    played.play()
+    assert played.status["state"] == "completed"
+    rows = [
+        (row["round"], row["type"], row["outcome"])
+        for row in played.rows("devices.csv")
+        if row["device"] == "d4"
+    ]
+    assert rows == [("2", "evaluate", "completed")]
+
+
+def test_the_books_of_a_run_that_dies_are_complete(lab: Any) -> None:
+    """Each message has its row, those that nobody waits for any more included."""
+
+    def evaluate(number: int, arrays: ArrayRecord) -> MetricRecord | None:
+        if number == 1:
+            raise ValueError("no such file")
+        return None
+
+    nodes = clients()
+    nodes[3].delays = [9.0]
+    strategy = fedavg(fraction_evaluate=0.0)
+    played = lab(nodes, start(strategy, evaluate_fn=evaluate), round_timeout=1.0)
+    with pytest.raises(ValueError, match="no such file"):
+        played.play()
+    outcomes = {row["device"]: row["outcome"] for row in played.rows("devices.csv")}
+    assert outcomes.pop("d3") in ("late", "timeout")
+    assert outcomes == {"d1": "completed", "d2": "completed"}
+    assert [row["devices"] for row in played.rows("rounds.csv")] == ["2"]
+    assert yaml.safe_load((played.directory / "run.yml").read_text())["repeatable"]["because"]
+
+
+def test_a_device_is_told_how_long_its_replies_take(lab: Any) -> None:
+    nodes = clients()
+    nodes[2].transit = 0.8
+    played = lab(nodes, start(fedavg(fraction_evaluate=0.0), num_rounds=3))
+    played.play()
+    told = {
+        number: [s for node, s in played.link.reply_seconds if node == number] for number in nodes
+    }
+    assert told[2][0] == 0.0  # nothing is known yet
+    assert all(0.7 < seconds < 1.5 for seconds in told[2][1:])
+    assert all(seconds < 0.7 for seconds in told[1])
+
+
 def test_messages_that_flower_does_not_take_are_sent_again(lab: Any) -> None:
     played = lab(clients(), start(fedavg(fraction_evaluate=0.0)))
     played.link.refusals = 2

@@ -675,6 +675,36 @@ def test_profiles_say_what_is_not_known() -> None:
     assert profiles.round_seconds(unknown) == pytest.approx(13)
 
 
+@pytest.mark.parametrize("slow", [1, 2, 3])
+def test_a_slow_poll_costs_a_device_at_most_one_round(slow: int) -> None:
+    """Training takes 10 s, messages 2 s, in one round 8 s. The box is 20 s."""
+    strategy = Paced(box=20)
+    one = device(1)
+    limits = []
+    for number in range(1, 7):
+        strategy.observe(reply(one, 10, 8 if number == slow else 2, server_round=number))
+        limits.append(strategy.device_config(one) if strategy.select(number, [one]) else {})
+    short = [config["time-limit"] for config in limits if config["time-limit"] < 18]
+    assert short == ([12] if slow == 1 else [])
+
+
+def test_a_device_whose_messages_always_take_long_gets_less_time() -> None:
+    strategy = Paced(box=20)
+    one = device(1)
+    strategy.select(1, [one])
+    for overhead in (2, 8, 8):
+        strategy.observe(reply(one, 10, overhead))
+    assert strategy.device_config(one)["time-limit"] == 12
+
+
+def test_a_pause_does_not_change_what_a_device_is_known_for() -> None:
+    profiles, one = Profiles(), device(1)
+    for seconds in (10, 10, 40, 10):
+        profiles.observe(reply(one, seconds, 2))
+        assert profiles.round_seconds(one) == 12
+        assert profiles.epoch_seconds(one) == 12
+
+
 def test_profiles_start_from_what_an_app_reports() -> None:
     profiles = Profiles()
     warm = device(1, examples=100, examples_per_second=10.0, receive_seconds=1.0, local_epochs=3)

@@ -173,11 +173,12 @@ class Hosting:
             with observed(self.grid, self.sampling, self.checkpoint), _legacy_log(self.rounds):
                 server_app(self.grid, self.context)
             self.rounds.finish()
-            self.grid.settle()
+            self.grid.check_models()
         finally:
             self.rounds.finish()
+            self.grid.settle()
+            self.describe()
             self.fleet.say_goodbye()
-        self.describe()
         self.recorder.state("completed")
         remove_checkpoint(self.recorder.directory)
 

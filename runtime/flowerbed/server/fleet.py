@@ -10,6 +10,7 @@ import logging
 import math
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -54,6 +55,8 @@ _RECONNECT = 1.0
 """Seconds between two attempts to reach the SuperLink."""
 _PATIENCE = 600.0
 """Seconds after which a SuperLink that cannot be reached ends the run."""
+_LAST = 3
+"""Replies of a device by which the time of the next one is judged."""
 _INTRODUCTIONS = 3
 """Attempts of a device to get ready, after which the server no longer waits for it."""
 
@@ -316,6 +319,8 @@ class Fleet:
         """Name of a device to why each of its attempts to get ready has failed."""
         self._pending: dict[str, PendingMessage] = {}
         self._settled: list[Reply] = []
+        self._send_seconds: dict[str, deque[float]] = {}
+        """What replies of each device have taken on their way lately."""
         self._next_nodes = 0.0
         self._readers = ThreadPoolExecutor(_READERS, "reader")
         self.origin: Mapping[str, Any] | None = None
@@ -525,6 +530,9 @@ class Fleet:
         entries: list[PendingMessage] = []
         for message in messages:
             content, metadata = message.content, message.metadata
+            device = self._devices.get(metadata.dst_node_id)
+            if device is None:
+                raise ValueError(f"a message to node {metadata.dst_node_id}, which is not online")
             header, blocks = pack(content)
             # Strategies send the same model to all devices: it is put together once.
             key = tuple(map(id, blocks))
@@ -536,16 +544,16 @@ class Fleet:
                 packed[key] = block(b"".join(blocks)), array_bytes(content), shapes
             data, size, shapes = packed[key]
             outgoing = Message(
-                seal({"records": header}, data if blocks else b""),
+                seal(
+                    {"records": header, "reply_seconds": self._reply_seconds(device)},
+                    data if blocks else b"",
+                ),
                 metadata.dst_node_id,
                 metadata.message_type,
                 # Flower's strategies set neither time to live nor group.
                 ttl=ttl + _MARGIN,
                 group_id=str(server_round),
             )
-            device = self._devices.get(metadata.dst_node_id)
-            if device is None:
-                raise ValueError(f"a message to node {metadata.dst_node_id}, which is not online")
             addressed.append(outgoing)
             entries.append(
                 PendingMessage(device, server_round, outgoing, now, now + ttl, size, shapes)
@@ -558,6 +566,10 @@ class Fleet:
                 self._settled.append(Reply(pending, "offline", now, "Flower has lost the device"))
         self._pending |= sent
         return sent
+
+    def _reply_seconds(self, device: Device) -> float:
+        """Seconds that a device must be ready before its message expires, for its reply."""
+        return max(self._send_seconds.get(device.name, ()), default=0.0)
 
     def _read(self, pending: PendingMessage, message: Message) -> Reply:
         now = time.monotonic()
@@ -573,6 +585,8 @@ class Fleet:
         reply.message = message
         reply.metrics = numbers_of(message.content)
         reply.times = _times(pending, reply, self._names)
+        sent = self._send_seconds.setdefault(reply.device.name, deque(maxlen=_LAST))
+        sent.append(reply.times.send_seconds)
         if header.get("recycled"):
             reply.reason = "; ".join(filter(None, (reply.reason, header["recycled"])))
         if not pending.trains:

@@ -465,16 +465,19 @@ class LabGrid(Grid):
         taken = {id(message) for message in messages}
         self.rounds.aggregated(r for r in self._handed if r.message and id(r.message) in taken)
 
-    def settle(self) -> None:
-        """Record what is still pending when the run ends.
+    def check_models(self) -> None:
+        """Refuse a run whose app has ended although no round has brought a model.
 
         Raises:
-            RoundError: the app has ended, and no round has brought a model.
+            RoundError: this is one.
         """
+        self._collect()
+        if self._failure or (self.rounds.last_trained and not self.rounds.models):
+            raise self._failure or RoundError(_became(self.rounds.last_trained))
+
+    def settle(self) -> None:
+        """Record what is still pending when the run ends, however it ends."""
         with self._lock:
-            self._collect()
-            if self._failure or (self.rounds.last_trained and not self.rounds.models):
-                raise self._failure or RoundError(_became(self.rounds.last_trained))
             now = time.monotonic()
             self.rounds.settle(self._late)
             self.rounds.settle(
