@@ -21,6 +21,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
 from flowerbed.strategies import (
+    PRIVACY,
     STRATEGIES,
     FedBuff,
     Oort,
@@ -332,6 +333,110 @@ def test_each_strategy_trains_arrays_of_any_shape_and_type(name: str) -> None:
     assert (result["block/dense/kernel"] < 1.5).all()
     assert {server_round for server_round, *_ in grid.sent} == {1, 2}
     assert all(config["server-round"] == sent for sent, _, config in grid.sent)
+
+
+PRIVATE: dict[str, dict[str, Any]] = {
+    "differentialprivacyserversidefixedclipping": {"noise_multiplier": 0.0, "clipping_norm": 0.5},
+    "differentialprivacyclientsidefixedclipping": {"noise_multiplier": 0.0, "clipping_norm": 0.5},
+    "differentialprivacyserversideadaptiveclipping": {"noise_multiplier": 0.0},
+    "differentialprivacyclientsideadaptiveclipping": {"noise_multiplier": 0.0},
+}
+
+
+def private(name: str, app: App = app, **parameters: Any) -> dict[str, np.ndarray]:
+    """The final arrays of two rounds with differential privacy."""
+    given = PRIVATE[name] | {"num_sampled_clients": 4} | parameters
+    return play(name, app=app, parameters=given)[0]
+
+
+def clipping(to: Device, message: Message) -> RecordDict | Error:
+    """An app with the clipping of Flower's mods on the client, which reports whether it clipped."""
+    reply = app(to, message)
+    assert isinstance(reply, RecordDict)
+    assert float(message.content.config_records["config"]["clipping_norm"]) > 0  # type: ignore[arg-type]
+    reply["metrics"]["norm_bit"] = 1
+    return reply
+
+
+@pytest.mark.parametrize("name", sorted(PRIVACY))
+@pytest.mark.parametrize("wrapped", ["fedavg", "fedadam"])
+def test_differential_privacy_trains_a_network_with_normalisation(name: str, wrapped: str) -> None:
+    client = clipping if "clientside" in name else app
+    result = private(name, client, noise_multiplier=0.3, strategy=wrapped)
+    before = values(initial())
+    assert list(result) == list(before)
+    for key, array in result.items():
+        assert array.dtype == before[key].dtype
+        assert np.isfinite(array).all()
+    # Statistics have no noise; they are means by examples.
+    np.testing.assert_allclose(result[VARIANCE], 0.05, rtol=1e-6)
+    assert result[COUNT] == 30
+    assert not np.array_equal(result["block/dense/kernel"], before["block/dense/kernel"])
+
+
+def test_updates_are_clipped_to_the_norm_and_averaged() -> None:
+    """By McMahan et al. 2018: w + sum_k n_k / n min(1, C / |u_k|) u_k; here in one round."""
+
+    def far(to: Device, message: Message) -> RecordDict | Error:
+        sent = values(message.content.array_records["arrays"])
+        moved = {key: sent[key] + 3.0 * to.node_id for key in sent if not is_statistic(key)}
+        moved |= {VARIANCE: sent[VARIANCE], COUNT: sent[COUNT]}
+        return content(dict(reversed(moved.items())), num_examples=to.examples)
+
+    name = "differentialprivacyserversidefixedclipping"
+    strategy = make_strategy(name, PRIVATE[name] | {"num_sampled_clients": 4})
+    result = values(
+        strategy.start(MemoryGrid(FOUR, strategy, far), initial(), num_rounds=1, timeout=60).arrays
+    )
+    # 9 numbers move by the same step: each device's is clipped to 0.5 / sqrt(9).
+    for key in ("block/dense/kernel", "block/dense/bias"):
+        np.testing.assert_allclose(result[key], 0.5 / 3, rtol=1e-6)
+
+
+def test_the_noise_has_the_deviation_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its standard deviation is z C / n = 2 * 0.5 / 4 (McMahan et al. 2018)."""
+    drawn: list[float] = []
+
+    def normal(mean: float, deviation: float, shape: Any = None) -> Any:
+        drawn.append(deviation)
+        return np.zeros(shape)
+
+    monkeypatch.setattr("numpy.random.normal", normal)
+    private("differentialprivacyserversidefixedclipping", noise_multiplier=2.0)
+    assert set(drawn) == {0.25}
+    assert len(drawn) == 2 * 2  # two rounds, two arrays that are no statistics
+
+
+def test_differential_privacy_keeps_the_model_when_a_device_fails() -> None:
+    """With fewer devices than planned, the noise would be too small."""
+    name = "differentialprivacyserversidefixedclipping"
+    strategy = make_strategy(name, PRIVATE[name] | {"num_sampled_clients": 4})
+    result = strategy.start(
+        MemoryGrid(FOUR, strategy, failing(4)), initial(), num_rounds=1, timeout=60
+    )
+    assert not result.arrays
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ({}, "needs the parameter noise_multiplier"),
+        ({"noise_multiplier": -1.0}, "noise_multiplier = -1.0: write 0 or more"),
+        ({"clipping_norm": 0}, "clipping_norm = 0: write a number above 0"),
+        ({"strategy": "paced"}, "strategy = 'paced': differential privacy wraps a strategy of F"),
+        ({"strategy": 3}, "strategy = 3: write a text"),
+        ({"strategy_parameters": [1]}, r"strategy_parameters = \[1\]: write a dictionary"),
+        ({"strategy_parameters": {"speed": 1}}, "strategy fedavg has no parameter speed"),
+        ({"accountant": None}, "has no parameter accountant"),
+    ],
+)
+def test_wrong_parameters_of_differential_privacy_are_refused(
+    parameters: dict[str, Any], text: str
+) -> None:
+    name = "differentialprivacyserversidefixedclipping"
+    right = PRIVATE[name] | {"num_sampled_clients": 4} if parameters else {}
+    with pytest.raises(StrategyError, match=text):
+        make_strategy(name, right | parameters)
 
 
 OPTIMISERS = ["fedadagrad", "fedadam", "fedavgm", "fedyogi", "qfedavg"]

@@ -286,8 +286,8 @@ def observed(
         courses.append(course)
         if isinstance(strategy, RoundPolicy):
             grid.policy = strategy
-            if strategy.not_repeatable:
-                grid.repeat.note(strategy.not_repeatable)
+        if why := getattr(strategy, "not_repeatable", ""):
+            grid.repeat.note(why)
         grid.observed = True
         try:
             with course.wrapped():
