@@ -255,10 +255,8 @@ def test_messages_before_the_first_round_are_in_the_timeline(record: Record) -> 
 
 def test_a_messages_evaluation_counts_for_its_own_round(record: Record) -> None:
     """A message of training brings the model of the round before, one of evaluation the newest."""
-    from flowerbed.report.pictures import _measured
-
-    assert [n for n, _ in _measured(record, SLOW, "accuracy")] == [0, 1, 2, 3]
-    assert [n for n, _ in _measured(record, "pi", "accuracy")] == [1, 2, 3, 4]
+    assert [n for n, _ in record.measured(SLOW, "accuracy")] == [0, 1, 2, 3]
+    assert [n for n, _ in record.measured("pi", "accuracy")] == [1, 2, 3, 4]
 
 
 def test_runs_are_compared_on_one_page(record: Record, tmp_path: Path) -> None:

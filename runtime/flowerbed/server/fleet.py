@@ -348,7 +348,7 @@ class Fleet:
         now = time.monotonic()
         if now >= self._next_nodes:
             self._next_nodes = now + _NODE_INTERVAL
-            nodes = self._patiently(self._grid.get_nodes)
+            nodes = self.patiently(self._grid.get_nodes)
             online = {node.node_id: node.last_activated_at for node in nodes}
             self._forget_all_but(online)
             asked = {node for node, _ in self._questions.values()} | self._refused
@@ -465,7 +465,7 @@ class Fleet:
 
     # --- messages -------------------------------------------------------------------------
 
-    def _patiently(self, call: Callable[..., Iterable[T]], *arguments: Any) -> Iterable[T]:
+    def patiently(self, call: Callable[..., Iterable[T]], *arguments: Any) -> Iterable[T]:
         """Call Flower's Grid, again and again while the SuperLink cannot be reached.
 
         Flower tries again by itself where a connection is refused or breaks. It gives up where a
@@ -492,7 +492,7 @@ class Fleet:
             return []
         for _ in range(_PUSHES):
             try:
-                ids = self._patiently(self._grid.push_messages, messages)
+                ids = self.patiently(self._grid.push_messages, messages)
                 return [str(message_id or "") for message_id in ids]
             except ObjectPushError as error:
                 # The SuperLink was restarted between a message and its parts, or is so slow that
@@ -510,7 +510,7 @@ class Fleet:
         return [m for part in self._readers.map(self._read_from_grid, parts) for m in part]
 
     def _read_from_grid(self, ids: list[str]) -> list[Message]:
-        return list(self._patiently(self._grid.pull_messages, ids))
+        return list(self.patiently(self._grid.pull_messages, ids))
 
     def pending(self) -> list[PendingMessage]:
         """The messages on their way."""

@@ -205,7 +205,8 @@ class LabGrid(Grid):
     def get_nodes(self) -> Iterable[Any]:
         """See `flwr.serverapp.Grid`."""
         shown = set(self.get_node_ids())
-        return [node for node in self._grid.get_nodes() if node.node_id in shown]
+        nodes = self._fleet.patiently(self._grid.get_nodes)
+        return [node for node in nodes if node.node_id in shown]
 
     def get_node_ids(self) -> list[int]:
         """The nodes of `devices`; waits for the first one if there is none.

@@ -260,14 +260,15 @@ class _Course:  # its public methods are those of Flower's strategies
 
 @contextmanager
 def observed(
-    grid: LabGrid, sampling: random.Random, resumed: Checkpoint | None = None
+    grid: LabGrid, sampling: random.Random | None = None, resumed: Checkpoint | None = None
 ) -> Iterator[None]:
     """Have every `Strategy.start` over `grid` observed; wait for evaluations in the end.
 
     Args:
-        sampling: the generator with which Flower's strategies sample.
+        sampling: the generator with which Flower's strategies sample; checkpoints keep its state.
         resumed: the checkpoint after which the first `Strategy.start` goes on.
     """
+    generator = sampling or random.Random()  # noqa: S311 - not for secrets
     courses: list[_Course] = []
     start = Strategy.start
     signature = inspect.signature(start)
@@ -278,7 +279,7 @@ def observed(
         call.apply_defaults()
         if call.arguments["grid"] is not grid:
             return start(*call.args, **call.kwargs)
-        course = _Course(strategy, call.arguments, grid, sampling, None if courses else resumed)
+        course = _Course(strategy, call.arguments, grid, generator, None if courses else resumed)
         if courses:
             # Rounds are counted from 1 again: a checkpoint would not say in which start it is.
             course.keeps = False
