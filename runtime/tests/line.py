@@ -15,10 +15,11 @@ def learn(message: Message, config: Mapping[str, Any]) -> RecordDict:
     """Fit a line to the device's own data by single-precision gradient steps."""
     number = int(config["partition-id"]) + 1
     settings = message.content.config_records["config"]
-    rng = np.random.default_rng([number, int(settings["server-round"])])  # type: ignore[list-item]
+    rng = np.random.default_rng([number, int(settings["server-round"])])
     data = np.random.default_rng(number)
     x = data.normal(size=(SIZES[number], 3)).astype(np.float32)
     y = x @ np.array([1.0, -2.0, number], np.float32)
+    error = np.float32(0)
     weights = message.content.array_records["arrays"]["w"].numpy().copy()
     for index in rng.permutation(len(x)):
         error = x[index] @ weights - y[index]
@@ -33,7 +34,8 @@ def weights(played: Played) -> bytes:
     array = played.result.arrays["w"].numpy()
     assert array.dtype == np.float32
     assert np.isfinite(array).all()
-    return array.tobytes()
+    bits: bytes = array.tobytes()
+    return bits
 
 
 def described(played: Played) -> dict[str, Any]:

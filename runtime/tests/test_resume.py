@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from line import described, learn, weights
@@ -38,7 +38,8 @@ class Momentum(FedAvg):
     ) -> Iterable[Message]:
         self.started = {server_round: arrays["w"].numpy()}
         config["rate"] = 0.9 * float(config.get("rate", 1.0))  # kept from round to round by Flower
-        return super().configure_train(server_round, arrays, config, grid)
+        messages: Iterable[Message] = super().configure_train(server_round, arrays, config, grid)
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -227,8 +228,7 @@ class Bomb:
 
 def _checkpoint(number: int, **books: Any) -> Checkpoint:
     state = pickle.dumps({})
-    config = RecordDict().config_records
-    return Checkpoint(number, ArrayRecord(), state, config, config, books=books)  # type: ignore[arg-type]
+    return Checkpoint(number, ArrayRecord(), state, ConfigRecord(), ConfigRecord(), books=books)
 
 
 def test_a_checkpoint_is_whole_at_every_moment(tmp_path: Path) -> None:

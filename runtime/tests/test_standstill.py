@@ -179,7 +179,12 @@ class Lab:
         files |= {"still/server_app.py": SERVER, "still/client_app.py": CLIENT}
         for name, text in files.items():
             (app / name).write_text(text)
-        settings = {"run_name": "run", "app": "hash", "layer": "", "devices": ["phone"]}
+        settings: dict[str, Any] = {
+            "run_name": "run",
+            "app": "hash",
+            "layer": "",
+            "devices": ["phone"],
+        }
         settings |= {"device_wait": 300, "round_timeout": 600, "config": {}}
         (self.results / "run" / "run.json").write_text(json.dumps(settings))
         command = [sys.executable, "-P", "-m", "flowerbed.server.start", "run"]

@@ -353,7 +353,7 @@ def clipping(to: Device, message: Message) -> RecordDict | Error:
     """An app with the clipping of Flower's mods on the client, which reports whether it clipped."""
     reply = app(to, message)
     assert isinstance(reply, RecordDict)
-    assert float(message.content.config_records["config"]["clipping_norm"]) > 0  # type: ignore[arg-type]
+    assert float(message.content.config_records["config"]["clipping_norm"]) > 0
     reply["metrics"]["norm_bit"] = 1
     return reply
 

@@ -52,7 +52,7 @@ class _Apart(Strategy):
         """See `flwr.serverapp.strategy.Strategy`."""
         self._arrays = arrays
         seen = self._part(arrays, self._seen())
-        messages = list(super().configure_train(server_round, seen, config, grid))  # type: ignore[safe-super]
+        messages = list(super().configure_train(server_round, seen, config, grid))
         for message in messages:
             message.content[self._names().arrayrecord_key] = arrays
         nodes = [message.metadata.dst_node_id for message in messages]
@@ -78,7 +78,7 @@ class _Apart(Strategy):
                 if set(record) == set(self._arrays):
                     reply.content[name] = self._part(record, seen)
                 models.append(record)
-        arrays, metrics = super().aggregate_train(server_round, replies)  # type: ignore[safe-super]
+        arrays, metrics = super().aggregate_train(server_round, replies)
         if arrays is None:
             log.warning(
                 "round %d: %s has aggregated none of %d replies; the model stays as it is",
