@@ -34,6 +34,7 @@ from flowerbed.server.fleet import AppError, MissingDevicesError, is_available
 from flowerbed.server.grid import LabGrid, RoundError
 from flowerbed.server.metrics import StatusCollector
 from flowerbed.settings import DeviceSettings
+from flowerbed.strategies import make_strategy
 from flowerbed.strategies.base import RoundPolicy
 
 EXAMPLES = {1: 10, 2: 30, 3: 60}
@@ -220,6 +221,26 @@ def test_a_run_in_which_all_fail_at_first_shows_the_apps_traceback(lab: Any) -> 
     played = lab({1: Node(broken), 2: Node(broken)}, start(fedavg()))
     with pytest.raises(RoundError, match=r"(?s)d1: error KeyError.*Traceback: in the app"):
         played.play()
+
+
+def test_an_aggregate_that_is_not_finite_leaves_nothing_behind(
+    lab: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The momentum of the step that overflowed would make every later model infinite."""
+
+    def far(message: Message, config: Mapping[str, Any]) -> RecordDict:
+        reply = client(message, config)
+        if message.metadata.group_id == "2":
+            reply["arrays"]["w"] = Array(np.full((2, 3), 3e38, np.float32))
+        return reply
+
+    strategy = make_strategy("fedavgm", {"server_learning_rate": 2.0, "server_momentum": 0.5})
+    played = lab({1: Node(far), 2: Node(far)}, start(strategy, num_rounds=4))
+    played.play()
+    assert "round 2: the aggregated model is not finite: it is dropped" in caplog.text
+    assert [row["devices"] for row in played.rows("rounds.csv")] == ["2", "0", "2", "2"]
+    # Steps of 1, as if the second round had not been: momenta 1, 1.5, 1.75, each twice.
+    np.testing.assert_allclose(played.result.arrays["w"].numpy(), 2 * (1 + 1.5 + 1.75))
 
 
 def test_a_later_round_in_which_all_fail_is_survived_once(lab: Any) -> None:

@@ -476,6 +476,96 @@ def test_optimisers_take_flowers_step_on_everything_else() -> None:
         np.testing.assert_allclose(ours[key], values(result.arrays)[key], rtol=1e-5)
 
 
+def _adaptive(name: str, steps: Sequence[float]) -> float:
+    """The weight after steps of the mean of the replies, by Reddi et al. 2021, Algorithm 2.
+
+    As Flower does, FedAdam has Adam's bias correction (Kingma & Ba 2015), one round ahead.
+    """
+    eta, beta_1, beta_2, tau = 0.1, 0.9, 0.99, 1e-9
+    if name == "fedadagrad":
+        beta_1 = 0.0
+    x = m = v = 0.0
+    for number, step in enumerate(steps, 1):
+        delta = step - x
+        m = beta_1 * m + (1 - beta_1) * delta
+        rate = eta
+        if name == "fedadagrad":
+            v += delta**2
+        elif name == "fedyogi":
+            v -= (1 - beta_2) * delta**2 * (1 if v > delta**2 else -1)
+        else:
+            v = beta_2 * v + (1 - beta_2) * delta**2
+            rate *= math.sqrt(1 - beta_2 ** (number + 1)) / (1 - beta_1 ** (number + 1))
+        x += rate * m / (math.sqrt(v) + tau)
+    return x
+
+
+UNEQUAL = {1: 30, 2: 500, 3: 70}
+"""Examples of three devices."""
+
+
+def _returned(node: int, number: int) -> float:
+    """The weight that a device returns in a round, whatever it was sent."""
+    return 0.3 * node**2 - 0.7 * number * (node - 2)
+
+
+def _unequal(to: Device, message: Message) -> RecordDict | Error:
+    sent = values(message.content.array_records["arrays"])
+    number = int(message.content.config_records["config"]["server-round"])  # type: ignore[arg-type]
+    weight = _returned(to.node_id, number)
+    new = {key: np.full_like(array, weight) for key, array in sent.items()}
+    return content(new, num_examples=to.examples, train_loss=0.5 * to.node_id)
+
+
+def _played(name: str, parameters: dict[str, Any], rounds: int = 3) -> float:
+    devices = [device(node, examples=count) for node, count in UNEQUAL.items()]
+    result, _ = play(name, devices, _unequal, rounds=rounds, parameters=parameters)
+    (weight,) = set(result["block/dense/bias"])
+    return float(weight)
+
+
+def _mean(number: int) -> float:
+    total = sum(UNEQUAL.values())
+    return sum(count * _returned(node, number) for node, count in UNEQUAL.items()) / total
+
+
+@pytest.mark.parametrize("name", ["fedadam", "fedyogi", "fedadagrad"])
+def test_adaptive_server_optimisers_are_as_published(name: str) -> None:
+    expected = _adaptive(name, [_mean(number) for number in (1, 2, 3)])
+    parameters: dict[str, Any] = {"eta": 0.1, "tau": 1e-9}
+    if name != "fedadagrad":
+        parameters |= {"beta_1": 0.9, "beta_2": 0.99}
+    assert _played(name, parameters) == pytest.approx(expected, rel=1e-5)
+
+
+def test_server_momentum_is_as_published() -> None:
+    """Hsu et al. 2019: v = beta v + (x - mean), x = x - eta v."""
+    x = v = 0.0
+    for number in (1, 2, 3):
+        v = 0.6 * v + x - _mean(number)
+        x -= 0.5 * v
+    parameters = {"server_learning_rate": 0.5, "server_momentum": 0.6}
+    assert _played("fedavgm", parameters) == pytest.approx(x, rel=1e-6)
+
+
+def test_qfedavg_is_as_published() -> None:
+    """Li et al. 2020, Algorithm 2.
+
+    With L = 1 / rate, u_k = L (x - x_k) and the device's loss F_k, the step is
+    x - sum_k F_k^q u_k / sum_k (q F_k^(q-1) |u_k|^2 + L F_k^q). All 9 numbers are alike.
+    """
+    q, rate, x = 2.0, 0.1, 0.0
+    for number in (1, 2, 3):
+        top = bottom = 0.0
+        for node in UNEQUAL:
+            u, loss = (x - _returned(node, number)) / rate, 0.5 * node
+            top += loss**q * u
+            bottom += q * loss ** (q - 1) * 9 * u**2 + loss**q / rate
+        x -= top / bottom
+    parameters = {"q": q, "client_learning_rate": rate}
+    assert _played("qfedavg", parameters) == pytest.approx(x, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["fedmedian", "krum", "fedtrimmedavg", "bulyan"])
 def test_robust_strategies_see_the_statistics(name: str) -> None:
     """One device with an absurd variance cannot spoil the model through its statistics."""

@@ -137,6 +137,8 @@ class _Course:  # its public methods are those of Flower's strategies
         """Rounds before the one that Flower counts as the first."""
         self._original = {name: getattr(strategy, name) for name in _METHODS}
         self._complete = 0
+        self._state = state_of(strategy, _METHODS)
+        """Of the strategy, before the round under way."""
         for name in ("train_config", "evaluate_config"):
             arguments[name] = ConfigRecord() if arguments[name] is None else arguments[name]
         grid.plan(arguments["num_rounds"], central=arguments["evaluate_fn"] is not None)
@@ -186,6 +188,8 @@ class _Course:  # its public methods are those of Flower's strategies
         if arrays is not None and not _is_finite(arrays):
             log.error("round %d: the aggregated model is not finite: it is dropped", number)
             arrays = None
+            # Momentum and the like are not finite, either: with them, no later model would be.
+            restore(self._strategy, self._state)
         if arrays is not None:
             self._arrays = arrays
             self._grid.aggregated(replies)
@@ -229,7 +233,10 @@ class _Course:  # its public methods are those of Flower's strategies
 
     def _keep(self, number: int) -> None:
         """Write a checkpoint after a round that has come to its end."""
-        if not self.keeps or number != self._complete:
+        if number != self._complete:
+            return
+        self._state = state_of(self._strategy, _METHODS)
+        if not self.keeps:
             return
         rounds = self._grid.rounds
         if self.evaluation:
@@ -237,7 +244,7 @@ class _Course:  # its public methods are those of Flower's strategies
         checkpoint = Checkpoint(
             number=number,
             arrays=self._arrays,
-            strategy=state_of(self._strategy, _METHODS),
+            strategy=self._state,
             train_config=self._configs[0],
             evaluate_config=self._configs[1],
             result=self._result,
