@@ -511,7 +511,7 @@ def _returned(node: int, number: int) -> float:
 
 def _unequal(to: Device, message: Message) -> RecordDict | Error:
     sent = values(message.content.array_records["arrays"])
-    number = int(message.content.config_records["config"]["server-round"])  # type: ignore[arg-type]
+    number = int(message.content.config_records["config"]["server-round"])
     weight = _returned(to.node_id, number)
     new = {key: np.full_like(array, weight) for key, array in sent.items()}
     return content(new, num_examples=to.examples, train_loss=0.5 * to.node_id)
