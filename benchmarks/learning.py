@@ -60,7 +60,7 @@ def main() -> None:
         deploy(INVENTORY, **DEVICE)
         say(f"{len(devices(engine))} devices; the legacy way needs {box:.0f} s for its rounds")
         for seed in seeds:
-            settings = RECIPE | {"training_seed": seed, "training_rounds": ROUNDS}
+            settings = RECIPE | {"training_config": {"seed": seed}, "training_rounds": ROUNDS}
             told = curve(train(INVENTORY, **DEVICE, **settings))
             rows += [{"seed": seed} | row for row in told]
             say(f"seed {seed}: " + ", ".join(f"{r['accuracy']}" for r in rows if r["seed"] == seed))

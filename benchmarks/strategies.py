@@ -164,7 +164,9 @@ def main() -> None:
                 wanted = DATA | way.lab | {"training_seed": seed}
                 if wanted != deployed:
                     deployed = wanted
-                    play("playbooks/devices.yml", INVENTORY, **wanted)
+                    # Data are placed with the machines; devices with new data start anew.
+                    for part in ("machines", "devices"):
+                        play(f"playbooks/{part}.yml", INVENTORY, **wanted)
                 told = run(name, math.ceil(arguments.rounds * way.pace), **wanted)
                 rows += [row | here for row in told]
                 write_rows("strategies", rows)

@@ -41,13 +41,13 @@ def main(grid: Grid, context: Context) -> None:
         evaluate_fn=evaluate_beside(evaluate) if len(data.test["label"]) else None,
     )
     final = result.arrays or initial
+    path = results_directory() / "model.keras"
+    learner.save(Parameters.from_record(final), path)
+    log.info("The model is saved in %s", path.resolve())
+
     # In a round, devices evaluate the model that they receive. The last one is evaluated here.
     content = RecordDict({"arrays": final})
     messages = [Message(content, node, MessageType.EVALUATE) for node in grid.get_node_ids()]
     replies = grid.send_and_receive(messages, timeout=3600)
     metrics = strategy.aggregate_evaluate(run.num_server_rounds, replies)
     log.info("The model on the devices' test images: %s", metrics)
-
-    path = results_directory() / "model.keras"
-    learner.save(Parameters.from_record(final), path)
-    log.info("The model is saved in %s", path.resolve())

@@ -159,6 +159,22 @@ def test_two_rounds_in_one_process(
     assert caplog.text.count("MetricRecord: {'accuracy': ") == 2  # of the central evaluation
 
 
+def test_a_run_repeats_bit_for_bit(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one thread, as the lab's devices of up to one core have."""
+    monkeypatch.setenv("FLOWERBED_RUN_DIRECTORY", str(tmp_path))
+    config = run_config(num_server_rounds=2, model="mobilenet", alpha=0.1)
+    runs = []
+    for _ in range(2):
+        get_learner.cache_clear()
+        grid = MemoryGrid(lab, config)
+        server_app.app(grid, Context(1, SERVER, {}, RecordDict(), config))
+        runs.append([r for r in grid.replies if r.metadata.message_type == "train"])
+    for first, second in zip(*runs, strict=True):
+        assert _trained(first).tobytes() == _trained(second).tobytes()
+
+
 def test_a_server_without_test_data_trains_all_the_same(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 _CONTAINERS = ["docker", "ps", "--all", "--filter", "label=flowerbed.part"]
+_VERSION = ["docker", "version"]
 _LAYERS = ["docker", "images", "--filter", "label=flowerbed.image=layer"]
 
 
@@ -25,7 +26,7 @@ class ActionModule(ActionBase):
 
     Returns:
         `containers`, each with its `Names`, `Image`, `State` and `Labels`, as docker_host_info has
-        them, and `layers`, references of images.
+        them, `layers`, references of images, and `engine`, the version of the Docker Engine.
     """
 
     TRANSFERS_FILES = False
@@ -44,9 +45,11 @@ class ActionModule(ActionBase):
             for told in self._lines(_CONTAINERS)
         ]
         layers = [f"{told['Repository']}:{told['Tag']}" for told in self._lines(_LAYERS)]
-        return {"changed": False, "containers": containers, "layers": layers}
+        (version,) = self._lines(_VERSION)
+        engine = version["Server"]["Version"]
+        return {"changed": False, "containers": containers, "layers": layers, "engine": engine}
 
-    def _lines(self, command: list[str]) -> list[dict[str, str]]:
+    def _lines(self, command: list[str]) -> list[dict[str, Any]]:
         text = shlex.join([*command, "--format", "{{json .}}"])
         result = self._low_level_execute_command(text)
         if result["rc"] != 0:

@@ -39,6 +39,19 @@ VARIABLES = {
 _OF_THE_DEFAULT_APP = {"model", "alpha", "recipe"}
 """Keys that mean something else in an app that has not all of them: there the inventory's variables
 are not for it."""
+PARAMETERS = Path(__file__).parents[2] / "runtime/flowerbed/parameters.json"
+"""Strategies and partitioners with their parameters, written by `flowerbed.parameters`."""
+_DATA = ("training_partitioner", "training_partitioner_parameters", "training_examples")
+_MAKES_STRATEGIES = "make_strategy"
+"""What an app calls to build one of the lab's strategies by its name."""
+_TYPES = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "text",
+    "dict": "a dictionary",
+    "list": "a list of numbers",
+}
 
 # What a Flower App Bundle may hold, as patterns of a .gitignore file.
 _INCLUDED = (
@@ -358,6 +371,148 @@ def _checked(
     return checked
 
 
+# --- strategies and partitioners ---------------------------------------------------------------
+
+
+def strategy_problems(
+    name: str, parameters: Any, strategies: Mapping[str, Any], devices: int
+) -> Iterator[Problem]:
+    """What is wrong with the parameters of one of the lab's strategies.
+
+    Args:
+        name: of the strategy; what is no strategy of the lab is the app's own affair.
+        parameters: as the app's configuration has them: JSON, or a dictionary.
+        strategies: the lab's, see PARAMETERS.
+        devices: number of devices of the lab.
+    """
+    if name not in strategies:
+        return
+    try:
+        given = json.loads(parameters) if isinstance(parameters, str) else parameters
+    except ValueError:
+        given = None
+    variable = "training_strategy_parameters"
+    if not isinstance(given, Mapping):
+        yield variable, f"is {_shown(parameters)}: write a dictionary of {name}'s parameters"
+        return
+    yield from _parameter_problems(name, given, strategies[name])
+    malicious = given.get("num_malicious_nodes", 0)
+    if name == "bulyan" and isinstance(malicious, int) and devices < 4 * malicious + 3:
+        yield (
+            "training_strategy",
+            f"is 'bulyan', which aggregates nothing from fewer than 4 * num_malicious_nodes + 3 = "
+            f"{4 * malicious + 3} replies, and the lab has {devices} devices: add devices, or "
+            "write multikrum",
+        )
+    if isinstance(inner := given.get("strategy_parameters"), Mapping):
+        wrapped = str(given.get("strategy", "fedavg"))
+        yield from strategy_problems(wrapped, inner, strategies, devices)
+
+
+def _parameter_problems(
+    name: str, given: Mapping[str, Any], known: Mapping[str, Any]
+) -> Iterator[Problem]:
+    variable = "training_strategy_parameters"
+    for key in given.keys() - known.keys():
+        near = difflib.get_close_matches(key, known, n=1)
+        remedy = f"write {near[0]}" if near else f"it has {', '.join(known) or 'none'}"
+        yield variable, f"has {key}, but {name} offers no such parameter: {remedy}"
+    for key, wanted in known.items():
+        if key not in given:
+            if wanted.get("needed"):
+                yield variable, f"lacks {key}, which {name} needs: write {_wanted(wanted)}"
+        elif not (given[key] is None and wanted.get("optional")) and not _fits(given[key], wanted):
+            yield variable, f"has {key} = {_shown(given[key])}: write {_wanted(wanted)}"
+
+
+def _fits(value: Any, wanted: Mapping[str, Any]) -> bool:
+    """Whether a value has the type and is in the range of a parameter."""
+    kind = wanted["type"]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind in ("float", "int"):
+        return (
+            number
+            and (kind == "float" or isinstance(value, int))
+            and value >= wanted.get("minimum", value)
+            and value <= wanted.get("maximum", value)
+            and not value <= wanted.get("above", value - 1)
+            and not value >= wanted.get("below", value + 1)
+        )
+    kinds = {"bool": bool, "str": str, "dict": Mapping, "list": list}
+    return isinstance(value, kinds[kind])
+
+
+def _wanted(wanted: Mapping[str, Any]) -> str:
+    limits = {
+        "above": "above {}",
+        "minimum": "of at least {}",
+        "maximum": "of at most {}",
+        "below": "below {}",
+    }
+    words = [text.format(wanted[limit]) for limit, text in limits.items() if limit in wanted]
+    return " ".join([_TYPES[wanted["type"]], " and ".join(words)]).strip()
+
+
+def data_problems(
+    variables: Mapping[str, Any], table: Mapping[str, Any], devices: int
+) -> Iterator[Problem]:
+    """What is wrong with how the examples are dealt, as far as it shows without the data.
+
+    Args:
+        variables: those of `_DATA` that are set.
+        table: see PARAMETERS.
+        devices: number of devices of the lab.
+    """
+    name = str(variables.get("training_partitioner") or "iid")
+    given = variables.get("training_partitioner_parameters") or {}
+    known = table["partitioners"].get(name)
+    if known is not None and isinstance(given, Mapping):  # otherwise preflight has said so
+        for key in given.keys() - known.keys():
+            yield (
+                "training_partitioner_parameters",
+                f"has {key}, but {name} has no such parameter: it has {', '.join(known) or 'none'}",
+            )
+        for key, wanted in known.items():
+            if wanted.get("needed") and key not in given:
+                yield "training_partitioner_parameters", f"lacks {key}, which {name} needs"
+    try:
+        examples = int(variables.get("training_examples") or 0)
+    except (TypeError, ValueError):
+        return
+    least = table["fewest_examples"] * devices
+    if 0 < examples < least:
+        yield (
+            "training_examples",
+            f"is {examples}, which is too few for {devices} devices: each needs at least "
+            f"{table['fewest_examples']} to train and to test. Write {least} or more, or 0 for all",
+        )
+
+
+def _known_problems(
+    variables: Mapping[str, Any],
+    config: Mapping[str, Any],
+    files: Mapping[str, Path],
+    groups: Mapping[str, Any],
+) -> Iterator[Problem]:
+    """What is wrong with strategy and data, as the lab knows them without running anything.
+
+    Args:
+        variables: of the coordinator.
+        config: the app's whole configuration.
+        files: of the app.
+        groups: of the inventory.
+    """
+    offered, devices = json.loads(PARAMETERS.read_text()), len(groups.get("devices", ()))
+    yield from data_problems(variables, offered, devices)
+    code = (file for name, file in files.items() if name.endswith(".py"))
+    if {"strategy", "strategy-parameters"} <= config.keys() and any(
+        _MAKES_STRATEGIES in file.read_text(errors="ignore") for file in code
+    ):
+        yield from strategy_problems(
+            str(config["strategy"]), config["strategy-parameters"], offered["strategies"], devices
+        )
+
+
 def _shown(value: Any) -> str:
     """A value as a person would look for it."""
     text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str)
@@ -384,7 +539,7 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         wanted = self._task.args
         hostvars = task_vars["hostvars"][wanted["host"]]
-        names = ("training_app", "training_config", *VARIABLES)
+        names = ("training_app", "training_config", *VARIABLES, *_DATA)
         # Plain values: without Ansible's tags.
         variables = json.loads(
             json.dumps({name: hostvars[name] for name in names if name in hostvars}, default=str)
@@ -398,6 +553,7 @@ class ActionModule(ActionBase):
             given = load_extra_vars(self._loader)
             config, problems = config_of(own, variables, given, directory / PROJECT)
             problems += project_problems(directory, project, files, wanted["flower"])
+            problems += _known_problems(variables, own | config, files, task_vars["groups"])
             answer |= {
                 "hash": digest(files),
                 "files": {name: str(path) for name, path in files.items()},

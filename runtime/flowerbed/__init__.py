@@ -37,7 +37,8 @@ class TimeLimit:
     """How long a client may train for a message.
 
     The lab's strategies say it in the message's configuration (`time-limit`, in seconds, and
-    `fill-time`). Beside that a reply must be sent before its message expires.
+    `fill-time`). Beside that a reply must be sent before its message expires. The lab has taken off
+    the time that replies of this device take on their way, as far as it has measured it.
 
     Example::
 

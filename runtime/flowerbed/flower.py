@@ -6,6 +6,7 @@ An upgrade of Flower that moves one of them fails in `tests/test_flower.py` and 
 
 import contextlib
 import importlib
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -22,10 +23,12 @@ __all__ = [
     "SUPERNODE_PORT",
     "ObjectPushError",
     "SuperNodeLoop",
+    "extend_patience",
     "has_function",
     "has_waiting_reply",
     "identify_process",
     "load_programs",
+    "seed_sampling",
     "wake_superexec",
 ]
 
@@ -201,6 +204,34 @@ def has_waiting_reply(state: Any) -> bool:
             not entry.is_retrieved and entry.message.metadata.reply_to_message_id
             for entry in state.msg_store.values()
         )
+
+
+_STATES = ("flwr.supercore.corestate.in_memory_corestate", "flwr.supercore.corestate.sql_corestate")
+
+
+def extend_patience(intervals: int) -> None:
+    """Let a SuperLink, in this process, take a ServerApp for dead after more missed heartbeats.
+
+    Flower does so after two intervals of 30 s, by the SuperLink's own clock. A SuperLink that has
+    stood still for longer thus ends every run when it goes on. When devices count as offline is
+    not changed.
+    """
+    for state in _STATES:
+        importlib.import_module(state).HEARTBEAT_PATIENCE = intervals  # type: ignore[attr-defined]
+
+
+_SAMPLERS = ("flwr.serverapp.strategy.strategy_utils", "flwr.server.client_manager")
+
+
+def seed_sampling(seed: int) -> random.Random:
+    """Let Flower's strategies sample nodes with a generator of their own, which is returned.
+
+    They use Python's global one, from which other threads draw as well, at times of their own.
+    """
+    generator = random.Random(seed)  # noqa: S311 - not for secrets
+    for module in _SAMPLERS:
+        importlib.import_module(module).random = generator  # type: ignore[attr-defined]
+    return generator
 
 
 def identify_process(run_id: int) -> None:

@@ -17,6 +17,11 @@ from typing import Any
 
 RESULTS = Path(os.environ.get("FLOWERBED_RESULTS", "/results"))
 STATUS = "status.json"
+CHECKPOINT = ".checkpoint"
+"""All that a run needs to go on after its last round (`flowerbed.server.checkpoint`); hidden, so
+that it is not collected with the results."""
+LAB = "lab.yml"
+"""What the control node has recorded of the lab, and of the data that the run asks for."""
 CURRENT = "current"
 """A file beside the runs that holds the name of the newest one."""
 FINAL_STATES = ("completed", "failed")

@@ -105,6 +105,8 @@ class LabSettings(_Settings):
     seed: int = 42
     """Of the devices' availability."""
     metrics: MetricNames = MetricNames()
+    resume: bool = False
+    """Whether the run goes on after its last checkpoint."""
 
     @classmethod
     def read(cls, directory: Path) -> Self:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -167,6 +168,13 @@ def write_app(directory: Path, source: str = APP, **table: Any) -> Path:
     (directory / "tiny" / "__init__.py").write_text("")
     (directory / "tiny" / "client_app.py").write_text(source)
     return directory
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def toml(value: Any) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 from flwr.app import Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
@@ -32,11 +33,14 @@ class Node:
     client: ClientFunction
     name: str = ""
     delays: list[float] = field(default_factory=list)
+    transit: float = 0.0
+    """Seconds that its replies take on their way."""
     warm_up: dict[str, float] = field(default_factory=dict)
     shard: dict[str, Any] = field(default_factory=dict)
     availability: float = 1.0
     broken: str = ""
     deaths: int = 0
+    threads: int = 1
     session: str = "first"
 
 
@@ -48,10 +52,14 @@ class Link(Grid):
         self.nodes = nodes
         self.refusals = 0
         """Times that Flower does not take messages."""
+        self.unreachable: dict[str, int] = {}
+        """Method of the grid to the number of calls in which the SuperLink does not answer."""
         self.lost: set[int] = set()
         """Nodes that connect anew once they have been asked for something."""
         self.asked: list[tuple[int, str, str]] = []
         """Node, type and group of each message of the app."""
+        self.reply_seconds: list[tuple[int, float]] = []
+        """Node, and what it is told that its replies take."""
         self.goodbyes: list[int] = []
         self._replies: dict[str, tuple[float, Message]] = {}
         self._sent = 0
@@ -76,13 +84,20 @@ class Link(Grid):
     def get_node_ids(self) -> list[int]:
         return list(self.nodes)
 
+    def _reach(self, method: str) -> None:
+        if left := self.unreachable.get(method, 0):
+            self.unreachable[method] = left - 1
+            raise httpx.ConnectTimeout("_ssl.c:999: The handshake operation timed out")
+
     def get_nodes(self) -> list[NodeInfo]:
+        self._reach("get_nodes")
         return [
             NodeInfo(node_id=number, last_activated_at=node.session)
             for number, node in self.nodes.items()
         ]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        self._reach("push_messages")
         if self.refusals:
             self.refusals -= 1
             raise ObjectPushError("object", 1, "session")
@@ -99,6 +114,7 @@ class Link(Grid):
             else:
                 metadata = message.metadata
                 self.asked.append((number, metadata.message_type, metadata.group_id))
+                self.reply_seconds.append((number, header["reply_seconds"]))
                 self._work(message, unpack(header["records"], data))
             ids.append(str(self._sent))
         return ids
@@ -114,7 +130,7 @@ class Link(Grid):
             "node_config": self.config(number),
             "shard": node.shard,
             "warm_up": node.warm_up,
-            "environment": {"python": "3.13"},
+            "environment": {"python": "3.13", "threads": node.threads},
             "outcome": "error" if node.broken else "completed",
             "reason": node.broken.splitlines()[-1] if node.broken else "",
             "traceback": node.broken,
@@ -155,13 +171,14 @@ class Link(Grid):
             records, blocks = pack(reply)
             data = b"".join(blocks)
             header |= {"records": records, "bytes_sent": len(data)}
-        self._answer(message, header, data, delay)
+        self._answer(message, header, data, delay + node.transit)
 
     def _answer(self, message: Message, header: dict[str, Any], data: bytes, delay: float) -> None:
         reply = Message(seal(header, data), reply_to=message)
         self._replies[message.metadata.message_id] = time.monotonic() + delay, reply
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        self._reach("pull_messages")
         now = time.monotonic()
         ready = [m for m in message_ids if m in self._replies and self._replies[m][0] <= now]
         return [self._replies.pop(m)[1] for m in ready]

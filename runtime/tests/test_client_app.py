@@ -1,14 +1,18 @@
 """The ClientApp that hands messages over: which app it finds, and what it does about memory."""
 
+import sys
+import time
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from flwr.app import Context, Message, Metadata, RecordDict
 from hosting import write_app
 
 from flowerbed.device import client
 from flowerbed.device.client import Done, HostedApp
 from flowerbed.device.handoff import WorkerDiedError
+from flowerbed.messages import seal
 
 
 class _Worker:
@@ -100,3 +104,24 @@ def test_the_app_is_found_where_flower_has_unpacked_it(tmp_path: Path) -> None:
     )
     with pytest.raises(RuntimeError, match=r"tool\.flowerbed"):
         HostedApp.find(path[:2])
+
+
+@pytest.mark.parametrize(("reply", "ttl"), [(0.0, 60.0), (20.0, 40.0), (50.0, 30.0)])
+def test_the_app_sees_a_message_that_leaves_time_for_its_reply(
+    reply: float, ttl: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As much as replies of the device take; half of the time is always left for the work."""
+    seen: list[dict[str, Any]] = []
+
+    def request(header: dict[str, Any], *_: object, **__: object) -> tuple[dict[str, Any], Any]:
+        seen.append(header)
+        return {"outcome": "completed", "reason": ""}, bytearray()
+
+    monkeypatch.setattr(client, "request", request)
+    monkeypatch.setattr("sys.path", [str(write_app(tmp_path / "app")), *sys.path])
+    metadata = Metadata(1, "id", 1, 5, "", "1", time.time(), 60.0, "train")
+    content = seal({"records": [], "reply_seconds": reply})
+    context = Context(1, 5, {}, RecordDict(), {})
+    answer = client.HostedClientApp()(Message(metadata=metadata, content=content), context)
+    assert seen[0]["metadata"]["ttl"] == ttl
+    assert answer.metadata.ttl > 50  # Flower still takes the reply until the real end

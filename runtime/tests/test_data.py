@@ -128,7 +128,17 @@ def test_a_shard_says_what_it_was_made_from(parquet: Path, tmp_path: Path) -> No
     origin = _open(tmp_path / "devices" / "d0").origin
     assert origin == {
         "dataset": str(parquet),
-        "asked": str(parquet),
+        "asked": {
+            "dataset": str(parquet),
+            "configuration": "",
+            "revision": "",
+            "splits": {},
+            "label": "",
+            "examples": 100,
+            "partitioner": "dirichlet",
+            "partitioner_parameters": {"alpha": 1.0},
+            "seed": 5,
+        },
         "configuration": "",
         "revision": "",
         "splits": {"train": "train", "test": "test"},

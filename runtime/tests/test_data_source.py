@@ -185,9 +185,10 @@ def test_a_data_set_of_the_hub_has_its_commit(told: dict[str, Any]) -> None:
     assert origin["revision"] == COMMIT
     assert origin["splits"] == {"train": "train", "test": "validation"}
     assert origin["examples"] == 60
-    assert told["by tag"] == origin
     assert told["cached"] == origin
-    assert told["cached commit"] == origin
+    for case, asked in {"by tag": "v1", "cached commit": COMMIT}.items():
+        assert told[case]["asked"]["revision"] == asked
+        assert told[case] == origin | {"asked": told[case]["asked"]}
 
 
 def test_splits_may_be_parts_of_splits(told: dict[str, Any]) -> None:
@@ -283,7 +284,7 @@ def test_a_hub_that_cannot_be_reached_leads_to_the_fallback(
     # The label is a column of the data set that is not there.
     manifest = prepare(_plan("lab/numbers", fallback="digits", label="y"), tmp_path)
     assert manifest["dataset"] == manifest["origin"]["dataset"] == "digits"
-    assert manifest["origin"]["asked"] == "lab/numbers"
+    assert manifest["origin"]["asked"]["dataset"] == "lab/numbers"
     assert "WARNING: training_dataset = lab/numbers: the Hugging Face" in capsys.readouterr().out
 
 

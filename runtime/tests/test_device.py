@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hosting import APP, RUNTIME, kill, toml
+from hosting import APP, RUNTIME, free_port, kill, toml
 
 SERVER = """
 import json, time
@@ -86,13 +86,6 @@ desk = "{desk}"
 PLAIN = APP.replace("def reply(message", "import tiny\n\ndef reply(message").replace(
     'metrics |= {"pid"', 'metrics |= {"in_fab": int("/.flwr/apps/" in tiny.__file__), "pid"'
 )
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def processes(word: str) -> list[int]:

@@ -237,6 +237,23 @@ def test_the_accuracy_on_devices_of_an_app_without_central_evaluation() -> None:
     )
 
 
+def test_fairness_is_that_of_the_newest_model() -> None:
+    """Messages of training bring the model of the round before; the last one is evaluated apart."""
+    accuracies = {"budget-1": 0.4, "laptop-1": 0.7, "pi4-1": 0.7}
+    rows = [message_row(2, name, accuracy=0.1, loss=2.3) for name in DEVICES]
+    rounds = _rounds("budget-1", "budget-1")
+    (said,) = [text for text in _texts(_record(rounds, rows)) if text.startswith("On the devices'")]
+    assert "the model after round 1 has accuracy 0.100 (mean of 3 devices)" in said
+    assert "the standard deviation is 0.000." in said
+    rows += [evaluation_row(2, name, accuracy=value) for name, value in accuracies.items()]
+    (said,) = [text for text in _texts(_record(rounds, rows)) if text.startswith("On the devices'")]
+    assert said == (
+        "On the devices' own test data, the model after round 2 has accuracy 0.600 (mean of 3 "
+        "devices); the worst is budget-1 with 0.400, the best pi4-1 with 0.700; the standard "
+        "deviation is 0.141."
+    )
+
+
 def test_chance_on_devices_is_the_share_of_the_most_frequent_label() -> None:
     nothing = {"central_accuracy": None, "central_loss": None}
     record = _record([round_row(1, accuracy=0.8, **nothing)], [message_row(1, "pi4-1")])
@@ -340,13 +357,20 @@ def test_uneven_shares_and_missing_labels(held_up_twice: Record) -> None:
 
 
 def test_the_origin_of_the_data(held_up_twice: Record) -> None:
-    for device in held_up_twice.settings.values():
-        device["origin"] = {"asked": "uoft-cs/cifar10", "dataset": "digits", "seed": 42}
-    assert "The run used the data set digits instead of uoft-cs/cifar10." in _grave(held_up_twice)
-    held_up_twice.settings["pi4-1"]["origin"] = {"asked": "digits", "dataset": "digits", "seed": 1}
-    assert ("Devices hold data of different origins: budget-1, laptop-1; pi4-1.") in _grave(
-        held_up_twice
-    )
+    asked = {"dataset": "uoft-cs/cifar10"}
+    held_up_twice.description["data"] = {"asked": asked, "dataset": "uoft-cs/cifar10"}
+    assert not any("data set" in text for text in _texts(held_up_twice))
+    held_up_twice.description["data"] = {"asked": asked, "dataset": "digits"}
+    failed = replace(held_up_twice, state="failed", message="no device returned a model")
+    for record in (held_up_twice, failed):
+        first = find(record, {})[0]
+        assert first.text.startswith("The run used the data set digits, not uoft-cs/cifar10: ")
+        assert first.grave
+
+
+def test_a_run_that_was_resumed(held_up_twice: Record) -> None:
+    held_up_twice.description["resumed_after_rounds"] = [1, 2]
+    assert "The run was interrupted, and resumed after rounds 1 and 2." in _texts(held_up_twice)
 
 
 def test_a_run_that_failed_at_once() -> None:

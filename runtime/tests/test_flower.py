@@ -2,10 +2,13 @@
 
 import importlib
 import inspect
+import random
 import sys
 import threading
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 
 from flowerbed import flower
+from flowerbed.server import superlink
 
 
 def _metadata(**changes: Any) -> Metadata:
@@ -34,6 +38,43 @@ def test_error_codes() -> None:
     codes = importlib.import_module("flwr.common.constant").ErrorCode
     assert codes.NODE_UNAVAILABLE == flower.NODE_UNAVAILABLE
     assert codes.CLIENT_APP_RAISED_EXCEPTION == flower.APP_RAISED
+
+
+def test_strategies_sample_with_a_generator_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("flwr.serverapp.strategy.strategy_utils", "flwr.server.client_manager")
+    modules = [importlib.import_module(name) for name in names]
+    for module in modules:
+        monkeypatch.setattr(module, "random", module.random)  # put back in the end
+    grid = SimpleNamespace(get_node_ids=lambda: list(range(100)))
+    drawn = []
+    for _ in range(2):
+        generator = flower.seed_sampling(3)
+        assert all(module.random is generator for module in modules)
+        random.random()  # noqa: S311 - somebody else draws from Python's generator
+        drawn.append(modules[0].sample_nodes(grid, 1, 10)[0])
+    assert drawn[0] == drawn[1]
+
+
+def test_a_superlink_forgives_a_standstill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is over when it has missed its heartbeats; not when the SuperLink stood still."""
+    memory = importlib.import_module("flwr.supercore.corestate.in_memory_corestate")
+    sql = importlib.import_module("flwr.supercore.corestate.sql_corestate")
+    link = importlib.import_module("flwr.server.superlink.linkstate.in_memory_linkstate")
+    devices = link.HEARTBEAT_PATIENCE
+    for module in (memory, sql):
+        monkeypatch.setattr(module, "HEARTBEAT_PATIENCE", module.HEARTBEAT_PATIENCE)
+        assert "HEARTBEAT_PATIENCE * HEARTBEAT_DEFAULT_INTERVAL" in inspect.getsource(module)
+        assert module.HEARTBEAT_DEFAULT_INTERVAL == 30
+    flower.extend_patience(superlink.INTERVALS)
+    assert memory.HEARTBEAT_PATIENCE == sql.HEARTBEAT_PATIENCE == superlink.INTERVALS
+    assert devices == link.HEARTBEAT_PATIENCE  # when devices are offline stays
+    constant = importlib.import_module("flwr.common.constant")
+    pause = (constant.HEARTBEAT_DEFAULT_INTERVAL - constant.HEARTBEAT_CALL_TIMEOUT) * (
+        constant.HEARTBEAT_BASE_MULTIPLIER + constant.HEARTBEAT_RANDOM_RANGE[1]
+    )
+    assert pause + 90 < 30 * superlink.INTERVALS
+    programs = {each.name for each in entry_points(group="console_scripts")}
+    assert superlink.PROGRAM in programs
 
 
 def test_a_message_can_be_rebuilt_from_its_metadata() -> None:

@@ -1,16 +1,18 @@
 """The lab as a Grid: Flower's own strategies, and others, over devices that answer in memory."""
 
-import csv
 import json
 import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+import yaml
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -22,15 +24,17 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Result
-from link import ClientFunction, Link, Node
+from flwr.serverapp.strategy import FedAvg
+from link import ClientFunction, Node
+from played import Played, fedavg, start
 
 from flowerbed import evaluate_beside
-from flowerbed.server.app import Hosting
+from flowerbed.provenance import DataMismatchError
 from flowerbed.server.fleet import AppError, MissingDevicesError, is_available
 from flowerbed.server.grid import LabGrid, RoundError
-from flowerbed.server.recorder import Recorder
-from flowerbed.settings import DeviceSettings, LabSettings
+from flowerbed.server.metrics import StatusCollector
+from flowerbed.settings import DeviceSettings
+from flowerbed.strategies import make_strategy
 from flowerbed.strategies.base import RoundPolicy
 
 EXAMPLES = {1: 10, 2: 30, 3: 60}
@@ -60,78 +64,14 @@ def clients(**more: Any) -> dict[int, Node]:
     return {number: Node(of(number)) for number in EXAMPLES}
 
 
-def start(strategy: FedAvg, **options: Any) -> Callable[[Grid, Context], None]:
-    """A ServerApp's main function that runs a strategy."""
-
-    def main(grid: Grid, context: Context) -> None:
-        initial = ArrayRecord({"w": Array(np.zeros((2, 3), np.float32))})
-        given = {"num_rounds": 2, **options}
-        RESULTS.append(strategy.start(grid=grid, initial_arrays=initial, **given))
-
-    return main
-
-
-RESULTS: list[Result] = []
-
-
-class Played:
-    """A run that was played, and its results."""
-
-    def __init__(
-        self,
-        root: Path,
-        link: Link,
-        main: Callable[[Grid, Context], None],
-        monkeypatch: pytest.MonkeyPatch,
-        **settings: Any,
-    ) -> None:
-        RESULTS.clear()
-        names = [link.config(number)["device"] for number in link.nodes]
-        given = {"run_name": "run", "devices": names, "device_wait": 5.0, "round_timeout": 5.0}
-        self.settings = LabSettings.parse(given | settings)
-        self.recorder = Recorder("run", self.settings.round_timeout, root)
-        self.directory = self.recorder.directory
-        context = Context(1, 1, {}, RecordDict(), {"num-server-rounds": 2})
-        project: dict[str, Any] = {"project": {"name": "app", "version": "1"}}
-        project |= {"tool": {"flowerbed": {"serverapp": "m:app", "run": "run"}}}
-        self.hosting = Hosting(link, context, self.settings, self.recorder, project)
-        self.hosting.fleet._readers._max_workers = 2
-        monkeypatch.setattr("flowerbed.server.app.load", lambda *_: main)
-        self.play = lambda: self.hosting.play(root)
-
-    @property
-    def result(self) -> Result:
-        """Of the strategy."""
-        return RESULTS[-1]
-
-    def rows(self, file: str) -> list[dict[str, str]]:
-        """Rows of a file of results."""
-        with (self.directory / file).open() as lines:
-            return list(csv.DictReader(lines))
-
-    @property
-    def status(self) -> dict[str, Any]:
-        """The status file."""
-        status: dict[str, Any] = json.loads((self.directory / "status.json").read_text())
-        return status
-
-
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Played]:
     """Makes a run over nodes; nothing is played yet."""
 
     def make(nodes: dict[int, Node], main: Any, **settings: Any) -> Played:
-        link = Link(nodes)
-        played = Played(tmp_path, link, main, monkeypatch, **settings)
-        played.link = link  # type: ignore[attr-defined]
-        return played
+        return Played(tmp_path, nodes, main, monkeypatch, **settings)
 
     return make
-
-
-def fedavg(**options: Any) -> FedAvg:
-    """Flower's own, for as many devices as there are."""
-    return FedAvg(**{"min_train_nodes": 1, "min_available_nodes": 1, **options})
 
 
 def test_flowers_strategy_runs_unchanged_and_everything_is_recorded(lab: Any) -> None:
@@ -171,6 +111,41 @@ def test_flowers_strategy_runs_unchanged_and_everything_is_recorded(lab: Any) ->
     assert status["devices"]["d1"]["outcomes"] == {"completed": 2}
     assert sorted(played.link.goodbyes) == [1, 2, 3]
     assert {group for _, _, group in played.link.asked} == {"1", "2"}
+
+
+def test_the_final_model_on_each_device_is_kept(lab: Any) -> None:
+    """An app evaluates it after the last round, as the default app does."""
+    train = start(fedavg(fraction_evaluate=0.0))
+
+    def unequal(number: int) -> ClientFunction:
+        def work(message: Message, config: Mapping[str, Any]) -> RecordDict:
+            reply = client(message, config)
+            if message.metadata.message_type == "evaluate":
+                reply["metrics"]["eval_acc"] = number / 10
+            return reply
+
+        return work
+
+    def main(grid: Grid, context: Context) -> None:
+        train(grid, context)
+        content = RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros((2, 3), np.float32))})})
+        messages = [Message(content, node, "evaluate") for node in grid.get_node_ids()]
+        assert len(list(grid.send_and_receive(messages, timeout=5))) == 3
+
+    played = lab({number: Node(unequal(number)) for number in (1, 2, 3)}, main)
+    played.play()
+    rows = [row for row in played.rows("devices.csv") if row["type"] == "evaluate"]
+    assert {row["device"]: row["accuracy"] for row in rows} == {
+        "d1": "0.1",
+        "d2": "0.2",
+        "d3": "0.3",
+    }
+    assert {row["round"] for row in rows} == {"2"}
+    assert {row["loss"] for row in rows} == {"1.0"}
+    assert float(played.rows("rounds.csv")[-1]["accuracy"]) == pytest.approx(0.2)
+    served = {family.name: family for family in StatusCollector(played.directory.parent).collect()}
+    samples = served["flowerbed_device_accuracy"].samples
+    assert {s.labels["device"]: s.value for s in samples} == {"d1": 0.1, "d2": 0.2, "d3": 0.3}
 
 
 def test_an_evaluation_in_the_training_reply_is_that_of_the_round_before(lab: Any) -> None:
@@ -248,6 +223,26 @@ def test_a_run_in_which_all_fail_at_first_shows_the_apps_traceback(lab: Any) -> 
         played.play()
 
 
+def test_an_aggregate_that_is_not_finite_leaves_nothing_behind(
+    lab: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The momentum of the step that overflowed would make every later model infinite."""
+
+    def far(message: Message, config: Mapping[str, Any]) -> RecordDict:
+        reply = client(message, config)
+        if message.metadata.group_id == "2":
+            reply["arrays"]["w"] = Array(np.full((2, 3), 3e38, np.float32))
+        return reply
+
+    strategy = make_strategy("fedavgm", {"server_learning_rate": 2.0, "server_momentum": 0.5})
+    played = lab({1: Node(far), 2: Node(far)}, start(strategy, num_rounds=4))
+    played.play()
+    assert "round 2: the aggregated model is not finite: it is dropped" in caplog.text
+    assert [row["devices"] for row in played.rows("rounds.csv")] == ["2", "0", "2", "2"]
+    # Steps of 1, as if the second round had not been: momenta 1, 1.5, 1.75, each twice.
+    np.testing.assert_allclose(played.result.arrays["w"].numpy(), 2 * (1 + 1.5 + 1.75))
+
+
 def test_a_later_round_in_which_all_fail_is_survived_once(lab: Any) -> None:
     def moody(message: Message, config: Mapping[str, Any]) -> RecordDict:
         if message.metadata.group_id in ("2", "4", "5"):
@@ -276,6 +271,99 @@ def test_missing_devices_are_named(lab: Any) -> None:
     played = lab(clients(), start(fedavg()), devices=["d1", "d9"], device_wait=1.0)
     with pytest.raises(MissingDevicesError, match="not ready after 1 s: d9"):
         played.play()
+
+
+ORIGIN = {
+    "dataset": "digits",
+    "asked": {"dataset": "digits", "partitioner": "iid", "seed": 42},
+    "fingerprint": "abc",
+    "revision": "",
+}
+
+
+def with_data(**origins: Any) -> dict[int, Node]:
+    """Devices with data of one origin; keyword arguments are those of some (d2)."""
+    nodes = clients()
+    for number, node in nodes.items():
+        node.shard = {"origin": origins.get(f"d{number}", ORIGIN), "labels": [5, 5]}
+    return nodes
+
+
+def asks(played: Played, **data: Any) -> None:
+    """Have a run ask for data, as the control node writes it."""
+    (played.directory / "lab.yml").write_text(yaml.safe_dump({"asked_data": data}))
+
+
+def test_the_origin_of_the_data_is_in_the_results(lab: Any) -> None:
+    played = lab(with_data(), start(fedavg()))
+    asks(played, dataset="digits", seed="42")
+    played.play()
+    described = yaml.safe_load((played.directory / "run.yml").read_text())
+    assert described["data"] == ORIGIN
+    assert described["devices"]["d1"]["labels"] == [5, 5]
+    assert played.status["data"] == {"dataset": "digits", "partitioner": ""}
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (ORIGIN | {"dataset": "cifar10"}, r"\(d1, d3: dataset digits; d2: dataset cifar10\)"),
+        (
+            ORIGIN | {"fingerprint": "xyz"},
+            r"d1, d3: dataset digits, fingerprint abc; d2: dataset digits, fingerprint xyz",
+        ),
+        ({}, "d1, d3: dataset digits.*; d2: no data of the lab"),
+    ],
+)
+def test_devices_with_data_of_another_origin_are_refused_by_name(
+    lab: Any, other: dict[str, Any], text: str
+) -> None:
+    played = lab(with_data(d2=other), start(fedavg()))
+    with pytest.raises(DataMismatchError, match=text + r".*`make lab`"):
+        played.play()
+    assert played.link.asked == []
+
+
+def test_one_content_may_have_two_revisions(lab: Any) -> None:
+    played = lab(with_data(d2=ORIGIN | {"revision": "later"}), start(fedavg()))
+    played.play()
+    assert played.rows("rounds.csv")[-1]["devices"] == "3"
+
+
+def test_the_servers_data_must_be_of_the_same_origin(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test = SimpleNamespace(origin=ORIGIN | {"dataset": "cifar10"}, fingerprint="f")
+    monkeypatch.setattr("flowerbed.server.app.placed_data", lambda: test)
+    with pytest.raises(DataMismatchError, match=r"d1, d2, d3: .*; the server: dataset cifar10"):
+        lab(with_data(), start(fedavg())).play()
+
+
+def test_a_run_that_asks_for_other_data_than_lie_there_is_refused(lab: Any) -> None:
+    played = lab(with_data(), start(fedavg()))
+    asks(played, partitioner="dirichlet", seed=42)
+    text = r"training_partitioner is 'dirichlet' \(the data were dealt with 'iid'\)\. `make lab`"
+    with pytest.raises(DataMismatchError, match=text):
+        played.play()
+    assert played.link.asked == []
+
+
+def test_a_device_with_other_data_cannot_join_later(
+    lab: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = Node(client, shard={"origin": ORIGIN | {"dataset": "cifar10"}})
+    nodes = with_data()
+
+    def joining(message: Message, config: Mapping[str, Any]) -> RecordDict:
+        nodes[4] = late
+        time.sleep(2.5)
+        return client(message, config)
+
+    nodes[1].client = joining
+    played = lab(nodes, start(fedavg(), num_rounds=2))
+    played.play()
+    assert {node for node, *_ in played.link.asked} == {1, 2, 3}
+    assert caplog.text.count("d4 cannot take part") == 1
 
 
 def test_a_device_that_dies_while_it_gets_ready_is_asked_again(lab: Any) -> None:
@@ -346,6 +434,103 @@ def test_all_devices_offline_at_once_do_not_end_the_run(lab: Any) -> None:
     played.link.lost = {1, 2, 3}
     played.play()
     assert [row["devices"] for row in played.rows("rounds.csv")] == ["0", "3", "3"]
+
+
+def test_a_superlink_that_stands_still_is_waited_for(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Flower itself gives up where a TLS handshake times out."""
+    monkeypatch.setattr("flowerbed.server.fleet._RECONNECT", 0.05)
+    monkeypatch.setattr("flowerbed.server.fleet._NODE_INTERVAL", 0.1)
+    played = lab(clients(), start(fedavg(fraction_evaluate=0.0), num_rounds=3))
+    calls = ("get_nodes", "push_messages", "pull_messages")
+
+    def stand_still(message: Message, config: Mapping[str, Any]) -> RecordDict:
+        if message.metadata.group_id == "2":
+            played.link.unreachable = dict.fromkeys(calls, 3)
+        return client(message, config)
+
+    played.link.nodes[3].client = stand_still
+    played.link.nodes[3].delays = [0.0, 0.5]
+    played.play()
+    assert not any(played.link.unreachable.values())
+    assert [row["devices"] for row in played.rows("rounds.csv")] == ["3", "3", "3"]
+    assert caplog.text.count("the SuperLink does not answer") == 9
+    assert played.status["state"] == "completed"
+
+
+def test_a_superlink_that_does_not_come_back_ends_the_run(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowerbed.server.fleet._RECONNECT", 0.05)
+    monkeypatch.setattr("flowerbed.server.fleet._PATIENCE", 0.3)
+    played = lab(clients(), start(fedavg(fraction_evaluate=0.0)))
+    played.link.unreachable = {"push_messages": 1000}
+    with pytest.raises(httpx.ConnectTimeout):
+        played.play()
+
+
+def test_a_device_that_joins_in_the_last_round_takes_part_in_what_follows(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowerbed.server.fleet._NODE_INTERVAL", 0.1)
+    train, nodes = start(fedavg(fraction_evaluate=0.0), num_rounds=2), clients()
+
+    def joining(message: Message, config: Mapping[str, Any]) -> RecordDict:
+        if message.metadata.group_id == "2":
+            nodes[4] = Node(client)
+        return client(message, config)
+
+    def main(grid: Grid, context: Context) -> None:
+        train(grid, context)
+        content = RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros((2, 3), np.float32))})})
+        messages = [Message(content, node, "evaluate") for node in grid.get_node_ids()]
+        assert len(list(grid.send_and_receive(messages, timeout=5))) == 4
+
+    nodes[1].client, nodes[1].delays = joining, [0.0, 1.0]
+    played = lab(nodes, main, devices=["d1", "d2", "d3"])
+    played.play()
+    assert played.status["state"] == "completed"
+    rows = [
+        (row["round"], row["type"], row["outcome"])
+        for row in played.rows("devices.csv")
+        if row["device"] == "d4"
+    ]
+    assert rows == [("2", "evaluate", "completed")]
+
+
+def test_the_books_of_a_run_that_dies_are_complete(lab: Any) -> None:
+    """Each message has its row, those that nobody waits for any more included."""
+
+    def evaluate(number: int, arrays: ArrayRecord) -> MetricRecord | None:
+        if number == 1:
+            raise ValueError("no such file")
+        return None
+
+    nodes = clients()
+    nodes[3].delays = [9.0]
+    strategy = fedavg(fraction_evaluate=0.0)
+    played = lab(nodes, start(strategy, evaluate_fn=evaluate), round_timeout=1.0)
+    with pytest.raises(ValueError, match="no such file"):
+        played.play()
+    outcomes = {row["device"]: row["outcome"] for row in played.rows("devices.csv")}
+    assert outcomes.pop("d3") in ("late", "timeout")
+    assert outcomes == {"d1": "completed", "d2": "completed"}
+    assert [row["devices"] for row in played.rows("rounds.csv")] == ["2"]
+    assert yaml.safe_load((played.directory / "run.yml").read_text())["repeatable"]["because"]
+
+
+def test_a_device_is_told_how_long_its_replies_take(lab: Any) -> None:
+    nodes = clients()
+    nodes[2].transit = 0.8
+    played = lab(nodes, start(fedavg(fraction_evaluate=0.0), num_rounds=3))
+    played.play()
+    told = {
+        number: [s for node, s in played.link.reply_seconds if node == number] for number in nodes
+    }
+    assert told[2][0] == 0.0  # nothing is known yet
+    assert all(0.7 < seconds < 1.5 for seconds in told[2][1:])
+    assert all(seconds < 0.7 for seconds in told[1])
 
 
 def test_messages_that_flower_does_not_take_are_sent_again(lab: Any) -> None:

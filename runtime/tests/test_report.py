@@ -152,6 +152,21 @@ def test_the_page_of_a_run_is_complete(record: Record) -> None:
     assert "4 evaluate" in text
 
 
+def test_the_final_model_on_each_device(record: Record) -> None:
+    rows = [
+        row if row.device != SLOW or row.round < 4 else replace(row, accuracy=0.4, loss=1.5)
+        for row in record.messages
+    ]
+    rows += [evaluation_row(4, SLOW, accuracy=0.35, loss=1.7)]
+    shown = _section(run_page(replace(record, messages=rows), {}), "What each device did")
+    assert "of the global model after round 4, on the device&#39;s own test data" in shown
+    assert re.search(r"<td>0\.350</td>\n?<td>1\.700</td>", shown)
+    bare = [replace(row, accuracy=None, loss=None) for row in record.messages]
+    assert "accuracy" not in _section(
+        run_page(replace(record, messages=bare), {}), "What each device did"
+    )
+
+
 def _section(text: str, heading: str) -> str:
     found = re.search(rf"<h2>{heading}</h2>(.*?)</section>", text, re.DOTALL)
     assert found, heading
@@ -162,8 +177,10 @@ def test_the_configuration_has_the_keys_of_the_app(tmp_path: Path) -> None:
     _play(tmp_path, "run-1", 1, sparsity=0.25, schedule="cosine", warm=True).state("completed")
     record = read_record(tmp_path, "run-1")
     record.settings["pi"]["camera_fps"] = 30
-    record.settings["pi"]["origin"] = {"dataset": "digits", "partitioner": "iid", "seed": 4}
+    record.description["data"] = {"dataset": "digits", "partitioner": "iid", "seed": 4}
+    record.description["repeatable"] = {"bitwise": False, "because": ["a time limit", "threads"]}
     shown = _section(run_page(record, {}), "What was run")
+    assert "no: a time limit; threads" in shown
     for key, value in {"sparsity": "0.25", "schedule": "cosine", "warm": "True"}.items():
         assert re.search(rf"<td>{key}</td>\n<td class=\"words\">{value}</td>", shown)
     assert "camera fps" in shown
@@ -238,10 +255,8 @@ def test_messages_before_the_first_round_are_in_the_timeline(record: Record) -> 
 
 def test_a_messages_evaluation_counts_for_its_own_round(record: Record) -> None:
     """A message of training brings the model of the round before, one of evaluation the newest."""
-    from flowerbed.report.pictures import _measured
-
-    assert [n for n, _ in _measured(record, SLOW, "accuracy")] == [0, 1, 2, 3]
-    assert [n for n, _ in _measured(record, "pi", "accuracy")] == [1, 2, 3, 4]
+    assert [n for n, _ in record.measured(SLOW, "accuracy")] == [0, 1, 2, 3]
+    assert [n for n, _ in record.measured("pi", "accuracy")] == [1, 2, 3, 4]
 
 
 def test_runs_are_compared_on_one_page(record: Record, tmp_path: Path) -> None:

@@ -197,6 +197,7 @@ def _served(root: Path) -> dict[str, Metric]:
 def test_the_endpoint_serves_the_newest_run(recorder: Recorder, tmp_path: Path) -> None:
     recorder.on_devices(2, 0.22, 2.1)
     recorder.online({"pi"})
+    recorder.data({"dataset": "digits", "partitioner": "iid", "seed": 4})
     recorder.state("running")
     families = _served(tmp_path)
     assert set(RUN_METRICS) | set(ROUND_METRICS) | set(DEVICE_METRICS) < set(families)
@@ -212,7 +213,12 @@ def test_the_endpoint_serves_the_newest_run(recorder: Recorder, tmp_path: Path) 
     assert outcomes["phone-1", "offline"] == outcomes["phone-1", "diverged"] == 1
     assert {outcome for _, outcome in outcomes} == set(OUTCOMES)
     assert families["flowerbed_round_aggregate_seconds"].samples[0].value == 1.0
-    assert families["flowerbed_run_info"].samples[0].labels == {"run": "run-1", "state": "running"}
+    assert families["flowerbed_run_info"].samples[0].labels == {
+        "run": "run-1",
+        "state": "running",
+        "dataset": "digits",
+        "partitioner": "iid",
+    }
     last = families["flowerbed_device_last_outcome"].samples
     assert {s.labels["device"]: s.labels["outcome"] for s in last} == {
         "pi": "completed",

@@ -6,6 +6,7 @@ import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,10 +60,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
     monkeypatch.setattr(check, "CHECKED", tmp_path / "checked")
     monkeypatch.setattr(check, "LAYERS", tmp_path / "apps")
 
-    def checked(files: dict[str, str] | None = None, **settings: Any) -> dict[str, Any]:
+    def checked(
+        files: dict[str, str] | None = None, lab: str = "machines: [one]\n", **settings: Any
+    ) -> dict[str, Any]:
         placed = {
             "settings": SETTINGS | settings,
-            "lab": "machines: [one]\n",
+            "lab": lab,
             "files": FILES | (files or {}),
         }
         answer: dict[str, Any] = check.check("first", placed, tmp_path)
@@ -125,6 +128,45 @@ def test_an_app_that_cannot_be_loaded_is_refused_with_its_traceback(
     assert not (tmp_path / "first").exists()
     # A refusal is not remembered.
     assert place()["problems"] == []
+
+
+def test_a_run_that_asks_for_other_data_is_refused(
+    tmp_path: Path, place: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"dataset": "digits", "seed": 42}
+    placed = SimpleNamespace(origin={"dataset": "digits", "asked": asked})
+    monkeypatch.setattr(check, "placed_data", lambda: placed)
+    assert place(lab="asked_data: {dataset: digits, seed: 42}\n")["problems"] == []
+    answer = place(lab="asked_data: {dataset: digits, seed: 43}\n")
+    (problem,) = answer["problems"]
+    assert "training_seed is 43 (the data were dealt with 42). `make lab`" in problem
+    assert not (tmp_path / "first").exists()
+
+
+def test_a_run_is_resumed_with_what_it_was_begun_with(tmp_path: Path, place: Check) -> None:
+    place()
+    directory = tmp_path / "first"
+    said = check.resume("first", tmp_path)["problems"]
+    assert said == ["there is no run named first. Runs that can be resumed: none"]
+    (directory / "status.json").write_text(
+        json.dumps({"run": "first", "state": "failed", "round": 3})
+    )
+    assert "run first has no checkpoint" in check.resume("first", tmp_path)["problems"][0]
+    (directory / ".checkpoint").touch()
+    assert "resumed: first" in check.resume("other", tmp_path)["problems"][0]
+    assert check.resume("first", tmp_path)["problems"] == []
+    assert json.loads((directory / "run.json").read_text())["resume"] is True
+    status = json.loads((directory / "status.json").read_text())
+    # Whoever follows the run would take the old state for its end.
+    assert (status["state"], status["message"]) == ("waiting", "goes on after round 3")
+    # What cannot be resumed keeps its results.
+    (directory / "app/pack/server.py").write_text("raise ValueError\n")
+    for file in (tmp_path / "checked").iterdir():
+        file.unlink()
+    assert "ValueError" in check.resume("first", tmp_path)["problems"][0]
+    assert (directory / ".checkpoint").exists()
+    (directory / "status.json").write_text(json.dumps({"run": "first", "state": "completed"}))
+    assert "run first has completed" in check.resume("first", tmp_path)["problems"][0]
 
 
 def test_both_components_are_told_of(place: Check) -> None:
@@ -328,6 +370,20 @@ def test_a_run_is_started(tmp_path: Path, place: Check, monkeypatch: pytest.Monk
     (project,) = flower.started
     assert project == start.compose(tomllib.loads(PROJECT), SETTINGS | {"layer": ""})
     assert flower.files == ["pack/client.py", "pack/server.py"]
+
+
+def test_a_run_is_not_resumed_while_one_is_under_way(
+    tmp_path: Path, place: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the one under way would be followed, and what was placed for this one removed."""
+    place(resume=True)
+    (tmp_path / "first/status.json").write_text('{"run": "first", "state": "running"}')
+    (tmp_path / "current").write_text("first\n")
+    monkeypatch.setattr(start, "flwr", Flower("running"))
+    with pytest.raises(FlowerError, match="run 0 of Flower is under way, and may be the one"):
+        start.start("first", tmp_path)
+    monkeypatch.setattr(start, "flwr", Flower("finished:failed"))
+    assert start.start("first", tmp_path) == {"run": "77"}
 
 
 def test_a_run_of_the_lab_that_is_under_way_is_named(

@@ -21,6 +21,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
 from flowerbed.strategies import (
+    PRIVACY,
     STRATEGIES,
     FedBuff,
     Oort,
@@ -334,6 +335,110 @@ def test_each_strategy_trains_arrays_of_any_shape_and_type(name: str) -> None:
     assert all(config["server-round"] == sent for sent, _, config in grid.sent)
 
 
+PRIVATE: dict[str, dict[str, Any]] = {
+    "differentialprivacyserversidefixedclipping": {"noise_multiplier": 0.0, "clipping_norm": 0.5},
+    "differentialprivacyclientsidefixedclipping": {"noise_multiplier": 0.0, "clipping_norm": 0.5},
+    "differentialprivacyserversideadaptiveclipping": {"noise_multiplier": 0.0},
+    "differentialprivacyclientsideadaptiveclipping": {"noise_multiplier": 0.0},
+}
+
+
+def private(name: str, app: App = app, **parameters: Any) -> dict[str, np.ndarray]:
+    """The final arrays of two rounds with differential privacy."""
+    given = PRIVATE[name] | {"num_sampled_clients": 4} | parameters
+    return play(name, app=app, parameters=given)[0]
+
+
+def clipping(to: Device, message: Message) -> RecordDict | Error:
+    """An app with the clipping of Flower's mods on the client, which reports whether it clipped."""
+    reply = app(to, message)
+    assert isinstance(reply, RecordDict)
+    assert float(message.content.config_records["config"]["clipping_norm"]) > 0
+    reply["metrics"]["norm_bit"] = 1
+    return reply
+
+
+@pytest.mark.parametrize("name", sorted(PRIVACY))
+@pytest.mark.parametrize("wrapped", ["fedavg", "fedadam"])
+def test_differential_privacy_trains_a_network_with_normalisation(name: str, wrapped: str) -> None:
+    client = clipping if "clientside" in name else app
+    result = private(name, client, noise_multiplier=0.3, strategy=wrapped)
+    before = values(initial())
+    assert list(result) == list(before)
+    for key, array in result.items():
+        assert array.dtype == before[key].dtype
+        assert np.isfinite(array).all()
+    # Statistics have no noise; they are means by examples.
+    np.testing.assert_allclose(result[VARIANCE], 0.05, rtol=1e-6)
+    assert result[COUNT] == 30
+    assert not np.array_equal(result["block/dense/kernel"], before["block/dense/kernel"])
+
+
+def test_updates_are_clipped_to_the_norm_and_averaged() -> None:
+    """By McMahan et al. 2018: w + sum_k n_k / n min(1, C / |u_k|) u_k; here in one round."""
+
+    def far(to: Device, message: Message) -> RecordDict | Error:
+        sent = values(message.content.array_records["arrays"])
+        moved = {key: sent[key] + 3.0 * to.node_id for key in sent if not is_statistic(key)}
+        moved |= {VARIANCE: sent[VARIANCE], COUNT: sent[COUNT]}
+        return content(dict(reversed(moved.items())), num_examples=to.examples)
+
+    name = "differentialprivacyserversidefixedclipping"
+    strategy = make_strategy(name, PRIVATE[name] | {"num_sampled_clients": 4})
+    result = values(
+        strategy.start(MemoryGrid(FOUR, strategy, far), initial(), num_rounds=1, timeout=60).arrays
+    )
+    # 9 numbers move by the same step: each device's is clipped to 0.5 / sqrt(9).
+    for key in ("block/dense/kernel", "block/dense/bias"):
+        np.testing.assert_allclose(result[key], 0.5 / 3, rtol=1e-6)
+
+
+def test_the_noise_has_the_deviation_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its standard deviation is z C / n = 2 * 0.5 / 4 (McMahan et al. 2018)."""
+    drawn: list[float] = []
+
+    def normal(mean: float, deviation: float, shape: Any = None) -> Any:
+        drawn.append(deviation)
+        return np.zeros(shape)
+
+    monkeypatch.setattr("numpy.random.normal", normal)
+    private("differentialprivacyserversidefixedclipping", noise_multiplier=2.0)
+    assert set(drawn) == {0.25}
+    assert len(drawn) == 2 * 2  # two rounds, two arrays that are no statistics
+
+
+def test_differential_privacy_keeps_the_model_when_a_device_fails() -> None:
+    """With fewer devices than planned, the noise would be too small."""
+    name = "differentialprivacyserversidefixedclipping"
+    strategy = make_strategy(name, PRIVATE[name] | {"num_sampled_clients": 4})
+    result = strategy.start(
+        MemoryGrid(FOUR, strategy, failing(4)), initial(), num_rounds=1, timeout=60
+    )
+    assert not result.arrays
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ({}, "needs the parameter noise_multiplier"),
+        ({"noise_multiplier": -1.0}, "noise_multiplier = -1.0: write 0 or more"),
+        ({"clipping_norm": 0}, "clipping_norm = 0: write a number above 0"),
+        ({"strategy": "paced"}, "strategy = 'paced': differential privacy wraps a strategy of F"),
+        ({"strategy": 3}, "strategy = 3: write a text"),
+        ({"strategy_parameters": [1]}, r"strategy_parameters = \[1\]: write a dictionary"),
+        ({"strategy_parameters": {"speed": 1}}, "strategy fedavg has no parameter speed"),
+        ({"accountant": None}, "has no parameter accountant"),
+    ],
+)
+def test_wrong_parameters_of_differential_privacy_are_refused(
+    parameters: dict[str, Any], text: str
+) -> None:
+    name = "differentialprivacyserversidefixedclipping"
+    right = PRIVATE[name] | {"num_sampled_clients": 4} if parameters else {}
+    with pytest.raises(StrategyError, match=text):
+        make_strategy(name, right | parameters)
+
+
 OPTIMISERS = ["fedadagrad", "fedadam", "fedavgm", "fedyogi", "qfedavg"]
 
 
@@ -369,6 +474,96 @@ def test_optimisers_take_flowers_step_on_everything_else() -> None:
     result = theirs.start(MemoryGrid(FOUR), initial(), num_rounds=2)
     for key in ("block/dense/kernel", "block/dense/bias"):
         np.testing.assert_allclose(ours[key], values(result.arrays)[key], rtol=1e-5)
+
+
+def _adaptive(name: str, steps: Sequence[float]) -> float:
+    """The weight after steps of the mean of the replies, by Reddi et al. 2021, Algorithm 2.
+
+    As Flower does, FedAdam has Adam's bias correction (Kingma & Ba 2015), one round ahead.
+    """
+    eta, beta_1, beta_2, tau = 0.1, 0.9, 0.99, 1e-9
+    if name == "fedadagrad":
+        beta_1 = 0.0
+    x = m = v = 0.0
+    for number, step in enumerate(steps, 1):
+        delta = step - x
+        m = beta_1 * m + (1 - beta_1) * delta
+        rate = eta
+        if name == "fedadagrad":
+            v += delta**2
+        elif name == "fedyogi":
+            v -= (1 - beta_2) * delta**2 * (1 if v > delta**2 else -1)
+        else:
+            v = beta_2 * v + (1 - beta_2) * delta**2
+            rate *= math.sqrt(1 - beta_2 ** (number + 1)) / (1 - beta_1 ** (number + 1))
+        x += rate * m / (math.sqrt(v) + tau)
+    return x
+
+
+UNEQUAL = {1: 30, 2: 500, 3: 70}
+"""Examples of three devices."""
+
+
+def _returned(node: int, number: int) -> float:
+    """The weight that a device returns in a round, whatever it was sent."""
+    return 0.3 * node**2 - 0.7 * number * (node - 2)
+
+
+def _unequal(to: Device, message: Message) -> RecordDict | Error:
+    sent = values(message.content.array_records["arrays"])
+    number = int(message.content.config_records["config"]["server-round"])
+    weight = _returned(to.node_id, number)
+    new = {key: np.full_like(array, weight) for key, array in sent.items()}
+    return content(new, num_examples=to.examples, train_loss=0.5 * to.node_id)
+
+
+def _played(name: str, parameters: dict[str, Any], rounds: int = 3) -> float:
+    devices = [device(node, examples=count) for node, count in UNEQUAL.items()]
+    result, _ = play(name, devices, _unequal, rounds=rounds, parameters=parameters)
+    (weight,) = set(result["block/dense/bias"])
+    return float(weight)
+
+
+def _mean(number: int) -> float:
+    total = sum(UNEQUAL.values())
+    return sum(count * _returned(node, number) for node, count in UNEQUAL.items()) / total
+
+
+@pytest.mark.parametrize("name", ["fedadam", "fedyogi", "fedadagrad"])
+def test_adaptive_server_optimisers_are_as_published(name: str) -> None:
+    expected = _adaptive(name, [_mean(number) for number in (1, 2, 3)])
+    parameters: dict[str, Any] = {"eta": 0.1, "tau": 1e-9}
+    if name != "fedadagrad":
+        parameters |= {"beta_1": 0.9, "beta_2": 0.99}
+    assert _played(name, parameters) == pytest.approx(expected, rel=1e-5)
+
+
+def test_server_momentum_is_as_published() -> None:
+    """Hsu et al. 2019: v = beta v + (x - mean), x = x - eta v."""
+    x = v = 0.0
+    for number in (1, 2, 3):
+        v = 0.6 * v + x - _mean(number)
+        x -= 0.5 * v
+    parameters = {"server_learning_rate": 0.5, "server_momentum": 0.6}
+    assert _played("fedavgm", parameters) == pytest.approx(x, rel=1e-6)
+
+
+def test_qfedavg_is_as_published() -> None:
+    """Li et al. 2020, Algorithm 2.
+
+    With L = 1 / rate, u_k = L (x - x_k) and the device's loss F_k, the step is
+    x - sum_k F_k^q u_k / sum_k (q F_k^(q-1) |u_k|^2 + L F_k^q). All 9 numbers are alike.
+    """
+    q, rate, x = 2.0, 0.1, 0.0
+    for number in (1, 2, 3):
+        top = bottom = 0.0
+        for node in UNEQUAL:
+            u, loss = (x - _returned(node, number)) / rate, 0.5 * node
+            top += loss**q * u
+            bottom += q * loss ** (q - 1) * 9 * u**2 + loss**q / rate
+        x -= top / bottom
+    parameters = {"q": q, "client_learning_rate": rate}
+    assert _played("qfedavg", parameters) == pytest.approx(x, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["fedmedian", "krum", "fedtrimmedavg", "bulyan"])
@@ -673,6 +868,36 @@ def test_profiles_say_what_is_not_known() -> None:
     profiles.observe(reply(unknown, 10, 3, num_examples=100))
     assert profiles.epoch_seconds(unknown) == pytest.approx(3 + 50 / 7.5)
     assert profiles.round_seconds(unknown) == pytest.approx(13)
+
+
+@pytest.mark.parametrize("slow", [1, 2, 3])
+def test_a_slow_poll_costs_a_device_at_most_one_round(slow: int) -> None:
+    """Training takes 10 s, messages 2 s, in one round 8 s. The box is 20 s."""
+    strategy = Paced(box=20)
+    one = device(1)
+    limits = []
+    for number in range(1, 7):
+        strategy.observe(reply(one, 10, 8 if number == slow else 2, server_round=number))
+        limits.append(strategy.device_config(one) if strategy.select(number, [one]) else {})
+    short = [config["time-limit"] for config in limits if config["time-limit"] < 18]
+    assert short == ([12] if slow == 1 else [])
+
+
+def test_a_device_whose_messages_always_take_long_gets_less_time() -> None:
+    strategy = Paced(box=20)
+    one = device(1)
+    strategy.select(1, [one])
+    for overhead in (2, 8, 8):
+        strategy.observe(reply(one, 10, overhead))
+    assert strategy.device_config(one)["time-limit"] == 12
+
+
+def test_a_pause_does_not_change_what_a_device_is_known_for() -> None:
+    profiles, one = Profiles(), device(1)
+    for seconds in (10, 10, 40, 10):
+        profiles.observe(reply(one, seconds, 2))
+        assert profiles.round_seconds(one) == 12
+        assert profiles.epoch_seconds(one) == 12
 
 
 def test_profiles_start_from_what_an_app_reports() -> None:

@@ -144,6 +144,8 @@ def test_a_device_introduces_itself(
     assert environment["libraries"]["numpy"] == np.__version__
     assert environment["cores"] > 0
     assert environment["processor"]
+    assert environment["threads"] >= 1
+    assert environment["kernel"]
     assert "records" not in reply
 
 

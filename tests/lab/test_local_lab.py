@@ -176,9 +176,18 @@ def test_the_parts_of_a_round_add_up_to_it(lab: Played) -> None:
 def test_run_yml_says_how_it_came_about(lab: Played) -> None:
     told = run_yml("test-first")
     assert told["run"]["num_server_rounds"] == ROUNDS
-    assert told["versions"]["flwr"] == "1.42.0"
+    assert told["server"]["libraries"]["flwr"] == "1.42.0"
+    for each in (told["server"], *(device["environment"] for device in told["devices"].values())):
+        assert each["processor"]
+        assert each["kernel"]
+        assert each["vector_extensions"]
+        assert each["threads"] >= 1
+    assert all(told["lab"]["machines"].values())  # the version of each engine
+    assert set(told["lab"]["core_speeds"]) == set(told["lab"]["machines"])
+    assert isinstance(told["repeatable"]["bitwise"], bool)
+    assert told["repeatable"]["bitwise"] == (not told["repeatable"]["because"])
     assert told["lab"]["commit"]
-    assert told["lab"]["data"]["dataset"] == str(DATA.resolve())
+    assert told["data"]["dataset"] == str(DATA.resolve())
     assert told["lab"]["images"]["application"].startswith("flowerbed/application:")
     assert all(re.fullmatch("[0-9a-f]{64}", d["shard"]) for d in told["devices"].values())
     assert all(len(d["labels"]) == 10 for d in told["devices"].values())

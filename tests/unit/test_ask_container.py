@@ -78,15 +78,16 @@ def test_a_lab_that_is_not_there_is_said_to_be(docker: Path) -> None:
     assert "make lab" in printed
 
 
-def test_the_lab_is_looked_at_in_two_commands(docker: Path) -> None:
-    """What the stand-in prints is both a container and an image."""
+def test_the_lab_is_looked_at_in_three_commands(docker: Path) -> None:
+    """What the stand-in prints is a container, an image, and a version."""
     (docker / "says").write_text(
         '{"Names": "flowerbed-device-a", "Image": "flowerbed/application:1", "State": "running", '
         '"Labels": "flowerbed.part=device,flowerbed.device=a,flowerbed.memory=", '
-        '"Repository": "flowerbed/layer", "Tag": "2"}\n'
+        '"Repository": "flowerbed/layer", "Tag": "2", "Server": {"Version": "26.1"}}\n'
     )
     printed, told = run_task(docker, {"inspect_lab": {}})
     assert told.get("layers") == ["flowerbed/layer:2"], printed
+    assert told["engine"] == "26.1"
     assert told["containers"] == [
         {
             "Names": ["/flowerbed-device-a"],

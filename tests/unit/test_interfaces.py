@@ -105,7 +105,7 @@ def test_a_device_has_one_default(option: str, field: str) -> None:
 
 def test_a_plan_is_what_shards_are_dealt_by() -> None:
     variables = read_yaml(ROOT / "roles/training/vars/main.yml")
-    shards, rest = variables["__training_shards"], variables["__training_plan"]
+    shards, rest = variables["__training_data"], variables["__training_plan"]
     added, app = re.findall(r"'(\w+)':", rest.partition("'app'")[0]), rest.partition("'app'")[2]
     assert {*shards, *added, "app"} == set(_fields(PLAN, "Plan"))
     assert set(re.findall(r"'(\w+)':", app)) == set(_fields(PLAN, "AppArrays"))
@@ -116,15 +116,17 @@ def test_a_plan_is_what_shards_are_dealt_by() -> None:
 def _placed() -> dict[str, Any]:
     """What is placed for a run by the role."""
     tasks = read_yaml(ROOT / "roles/training/tasks/prepare.yml")
-    (task,) = (t for block in tasks for t in block.get("block", ()) if "ask_container" in t)
+    asked = (t for block in tasks for t in block.get("block", ()) if "ask_container" in t)
+    (task,) = (each for each in asked if "input" in each["ask_container"])
     told: dict[str, Any] = task["ask_container"]
     return told
 
 
 def test_a_run_is_told_of_whole() -> None:
-    """But for its layer, which the coordinator finds, and with the app's configuration."""
+    """But for its layer and whether it is resumed, which the coordinator adds."""
     settings = _placed()["input"]["settings"]
-    assert set(settings) == set(_fields(RUNTIME, "LabSettings")) - {"layer"} | {"config"}
+    added = {"layer", "resume"}
+    assert set(settings) == set(_fields(RUNTIME, "LabSettings")) - added | {"config"}
     names = _options("training", "prepare")["training_metrics"]["options"]
     assert set(names) == set(_fields(RUNTIME, "MetricNames"))
 

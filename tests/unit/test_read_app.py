@@ -392,3 +392,87 @@ def test_without_an_app_make_says_nothing_of_it() -> None:
         command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
     )
     assert "training_app" not in done.stdout
+
+
+# --- strategies and data -----------------------------------------------------------------------
+
+OFFERED = json.loads(app.PARAMETERS.read_text())
+PRIVATE = "differentialprivacyserversidefixedclipping"
+NEEDED = {"noise_multiplier": 1.0, "clipping_norm": 1.0, "num_sampled_clients": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "said"),
+    [
+        ("fedavg", {"min_available_nodes": 3}, "has min_available_nodes, but fedavg offers no"),
+        ("fedavg", {"train_metrics_aggr_fn": "f"}, "has train_metrics_aggr_fn, but fedavg offers"),
+        ("fedavg", {"fraction_trian": 0.5}, "no such parameter: write fraction_train"),
+        ("paced", {"speed": 1}, "but paced offers no such parameter: it has box, share, "),
+        ("qfedavg", {}, "lacks client_learning_rate, which qfedavg needs: write a number above 0"),
+        ("fedadam", {"eta": "much"}, "has eta = 'much': write a number above 0"),
+        ("fedadam", {"beta_1": 1}, "has beta_1 = 1: write a number of at least 0 and below 1"),
+        ("paced", {"share": 0}, "has share = 0: write a number above 0 and of at most 1"),
+        ("paced", {"normalise": 1}, "has normalise = 1: write true or false"),
+        ("fedbuff", {"buffer_size": 2.5}, "has buffer_size = 2.5: write a whole number of at le"),
+        ("tifl", {"probabilities": 1}, "has probabilities = 1: write a list of numbers"),
+        ("fedavg", "{no json", "is '{no json': write a dictionary of fedavg's parameters"),
+        ("bulyan", {"num_malicious_nodes": 1}, "num_malicious_nodes + 3 = 7 replies, and the lab"),
+        (PRIVATE, NEEDED | {"strategy_parameters": {"eta": 1}}, "has eta, but fedavg offers no"),
+        (PRIVATE, {}, "lacks noise_multiplier"),
+    ],
+)
+def test_strategies_that_cannot_work_are_refused(name: str, parameters: Any, said: str) -> None:
+    given = parameters if isinstance(parameters, str) else json.dumps(parameters)
+    found = [
+        f"{what} {text}"
+        for what, text in app.strategy_problems(name, given, OFFERED["strategies"], 4)
+    ]
+    assert any(said in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        *((name, {}) for name in ("fedavg", "paced", "fedbuff", "oort", "tifl", "fedadam")),
+        ("qfedavg", {"client_learning_rate": 0.1}),
+        ("bulyan", {}),
+        ("paced", {"box": 20, "share": 1, "normalise": True}),
+        ("tifl", {"tiers": 2, "probabilities": [0.5, 0.5]}),
+        (PRIVATE, NEEDED | {"strategy": "fedadam", "strategy_parameters": {"eta": 0.1}}),
+        ("my-own", {"anything": 1}),  # an app may have strategies of its own
+    ],
+)
+def test_strategies_that_work_are_not_refused(name: str, parameters: dict[str, Any]) -> None:
+    strategies = OFFERED["strategies"]
+    assert list(app.strategy_problems(name, json.dumps(parameters), strategies, 4)) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"training_partitioner": "dirichlet"}, "lacks alpha, which dirichlet needs"),
+        (
+            {"training_partitioner_parameters": {"alpha": 1}},
+            "has alpha, but iid has no such parameter: it has none",
+        ),
+        ({"training_examples": 8}, "is 8, which is too few for 4 devices: each needs at least 5"),
+        ({"training_examples": "19"}, "Write 20 or more, or 0 for all"),
+    ],
+)
+def test_data_that_cannot_be_dealt_are_refused(variables: dict[str, Any], said: str) -> None:
+    ((_, text),) = app.data_problems(variables, OFFERED, 4)
+    assert said in text
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"training_partitioner": "dirichlet", "training_partitioner_parameters": {"alpha": 0.3}},
+        {"training_examples": 20},
+        {"training_examples": 0},
+        {"training_partitioner": "no such"},  # preflight says so
+    ],
+)
+def test_data_that_can_be_dealt_are_not_refused(variables: dict[str, Any]) -> None:
+    assert list(app.data_problems(variables, OFFERED, 4)) == []

@@ -90,17 +90,27 @@ def deal(plan: Plan, train: Any, label: str) -> list[Any]:
     return partitions
 
 
-def _partitioner(plan: Plan, train: Any, label: str) -> Any:
+def _class_of(name: str) -> Any:
     from flwr_datasets import partitioner
 
-    name = "".join(word.capitalize() for word in plan.partitioner.split("_"))
-    cls = getattr(partitioner, f"{name}Partitioner")
+    words = "".join(word.capitalize() for word in name.split("_"))
+    return getattr(partitioner, f"{words}Partitioner")
+
+
+def settable_of(name: str) -> dict[str, inspect.Parameter]:
+    """The parameters of a partitioner that can be given, by their names."""
+    known = inspect.signature(_class_of(name).__init__).parameters
+    settable = {key: value for key, value in known.items() if key not in _OF_THE_PLAN}
+    if name in _BY_OWN_COLUMN:
+        settable["partition_by"] = known["partition_by"]
+    return settable
+
+
+def _partitioner(plan: Plan, train: Any, label: str) -> Any:
+    cls, settable = _class_of(plan.partitioner), settable_of(plan.partitioner)
     known = inspect.signature(cls.__init__).parameters
     own: dict[str, Any] = {"num_partitions": plan.partitions, "seed": plan.seed}
-    settable = {key: value for key, value in known.items() if key not in _OF_THE_PLAN}
-    if plan.partitioner in _BY_OWN_COLUMN:
-        settable["partition_by"] = known["partition_by"]
-    elif "partition_by" in known:
+    if "partition_by" in known and "partition_by" not in settable:
         own["partition_by"] = _label_to_deal_by(plan, train, label)
     given = _checked_parameters(plan, train, settable)
     return cls(**{key: value for key, value in own.items() if key in known}, **given)

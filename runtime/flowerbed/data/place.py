@@ -34,6 +34,7 @@ from flowerbed.data.source import (
     is_local,
     load,
 )
+from flowerbed.provenance import VARIABLES
 
 MANIFEST = "manifest.json"
 FEWEST_EXAMPLES = 5
@@ -116,9 +117,10 @@ def _conversion(plan: Plan, source: Source) -> tuple[Convert, str]:
 
 def _origin(plan: Plan, source: Source, label: str, code: str, examples: int) -> dict[str, Any]:
     """All that the shards are made from; the same on every machine of a lab."""
+    asked = plan.model_dump()
     return {
         "dataset": source.dataset,
-        "asked": plan.dataset,
+        "asked": {key: asked[key] for key in VARIABLES},
         "configuration": source.configuration,
         "revision": source.revision,
         "splits": source.splits,

@@ -6,7 +6,8 @@ worker (`flowerbed.device.worker`), which outlives the message.
 
 The lab's server sends envelopes (`flowerbed.messages.seal`) with a header of
 
-- `records`: the content of the app's message; its arrays are the envelope's data; or
+- `records`: the content of the app's message; its arrays are the envelope's data; and
+  `reply_seconds`, what the device's replies have taken on their way lately; or
 - `introduce`: load the app, call its `query.warm_up` if it has one, and describe the device; or
 - `end`: the run is over.
 
@@ -282,6 +283,9 @@ class HostedClientApp(ClientApp):
     def _header(
         hosted: HostedApp, question: dict[str, Any], message: Message, context: Context
     ) -> dict[str, Any]:
+        metadata = {name: getattr(message.metadata, name) for name in _METADATA}
+        # The app sees a message that expires earlier (`TimeLimit`): replies take so long to arrive.
+        metadata["ttl"] -= min(float(question.get("reply_seconds", 0.0)), metadata["ttl"] / 2)
         operations = [name for name in ("introduce", "end") if question.get(name)]
         return {
             "operation": operations[0] if operations else "message",
@@ -291,7 +295,7 @@ class HostedClientApp(ClientApp):
             "layer": hosted.layer,
             "reuse_worker": hosted.reuse_worker,
             "run_id": context.run_id,
-            "metadata": {name: getattr(message.metadata, name) for name in _METADATA},
+            "metadata": metadata,
             "context": {
                 "run_id": context.run_id,
                 "node_id": context.node_id,

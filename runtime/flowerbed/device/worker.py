@@ -24,7 +24,6 @@ from typing import Any, NoReturn, cast
 from flwr.app import Context, Message, Metadata, RecordDict
 from flwr.clientapp import ClientApp
 
-from flowerbed.device.environment import describe_environment
 from flowerbed.device.handoff import (
     WORKER_SOCKET,
     acknowledge,
@@ -37,6 +36,7 @@ from flowerbed.device.logs import log_to_stderr
 from flowerbed.device.memory import MemoryGuard
 from flowerbed.device.quota import read_quota, read_throttling
 from flowerbed.device.renewal import Inheritance, Libraries, layer_directory, start_anew
+from flowerbed.environment import describe_environment
 from flowerbed.flower import has_function
 from flowerbed.messages import Buffer, array_bytes, pack, unpack
 
@@ -261,7 +261,8 @@ class Worker:
         }
         self._recycled = ""
         if introduces:
-            reply["environment"] = describe_environment()
+            quota = read_quota()
+            reply["environment"] = describe_environment(quota.cores, quota.threads, quota.memory)
         return reply, blocks
 
     def _load(self, connection: socket.socket, header: Header) -> Header | None:

@@ -5,7 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median, pstdev
 
 from flowerbed.report.record import CENTRAL, Record, busy_seconds
 from flowerbed.report.usage import Usage, size
@@ -252,6 +252,20 @@ def _accuracy(record: Record, source: str, points: Sequence[tuple[RoundRow, floa
     return Finding(f"{text}.")
 
 
+def _fairness(record: Record) -> Iterable[Finding]:
+    """How unequal the model is on the devices' own test data."""
+    number, values = record.on_devices["accuracy"]
+    if number and len(values) > 1:
+        worst = min(values, key=lambda name: (values[name], name))
+        best = max(values, key=lambda name: (values[name], name))
+        yield Finding(
+            f"On the devices' own test data, the model after round {number} has accuracy "
+            f"{fmean(values.values()):.3f} (mean of {len(values)} devices); the worst is {worst} "
+            f"with {values[worst]:.3f}, the best {best} with {values[best]:.3f}; the standard "
+            f"deviation is {pstdev(values.values()):.3f}."
+        )
+
+
 def _chance(record: Record, source: str) -> float | None:
     """Accuracy of a model that gives all examples the same label; None: labels are unknown."""
     held = [counts for counts in record.labels.values() if sum(counts)]
@@ -462,30 +476,37 @@ def _shares(record: Record) -> Iterable[Finding]:
 
 
 def _origin(record: Record) -> Iterable[Finding]:
-    """Data other than those that were asked for, or than those of other devices."""
-    origins = record.origins
-    if len(origins) > 1:
-        groups = "; ".join(", ".join(devices) for _, devices in origins)
-        yield Finding(f"Devices hold data of different origins: {groups}.", grave=True)
-    for origin, _ in origins:
-        wanted, used = origin.get("asked"), origin.get("dataset")
-        if wanted and used != wanted:
-            yield Finding(f"The run used the data set {used} instead of {wanted}.", grave=True)
+    """Data other than those that were asked for."""
+    wanted = (record.origin.get("asked") or {}).get("dataset")
+    used = record.origin.get("dataset")
+    if wanted and used != wanted:
+        yield Finding(
+            f"The run used the data set {used}, not {wanted}: the hub could not be reached when "
+            "the data were placed. Its results say nothing about the data set that was asked for.",
+            grave=True,
+        )
+
+
+def _resumed(record: Record) -> Iterable[Finding]:
+    rounds = record.description.get("resumed_after_rounds") or []
+    if rounds:
+        yield Finding(f"The run was interrupted, and resumed after {in_words(rounds)}.")
 
 
 def find(record: Record, usage: Mapping[str, Usage]) -> list[Finding]:
-    """All findings on a run: its failure first, then what it learned and what went wrong."""
-    findings = []
+    """All findings on a run: other data than asked for, its failure, what it learned, the rest."""
+    findings = [*_origin(record)]
     if record.state == "failed":
         first, _, rest = record.message.partition("\n")
         findings.append(Finding(f"The run failed: {first}", grave=True, detail=rest))
     elif record.state != "completed":
         findings.append(Finding(f"The run has not ended: its state is {record.state}.", True))
-    findings += _origin(record)
+    findings += _resumed(record)
     if record.rounds:
         findings += [
             *_not_finite(record),
             *_learning(record),
+            *_fairness(record),
             *_unchanged(record),
             *_stragglers(record, usage),
             *_faults(record),

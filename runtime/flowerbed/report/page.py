@@ -179,7 +179,7 @@ def _other_messages(rows: Iterable[DeviceRow]) -> str:
 
 
 def _work_of(record: Record, name: str, colour: str) -> dict[str, Any]:
-    """The work of a device over all rounds, by the heading of its column."""
+    """The work of a device over all rounds, by the heading of its column, and what came of it."""
     mine = record.rows_of(name)
     training = [row for row in mine if is_training(row)]
     outcomes = Counter(row.outcome for row in training)
@@ -204,6 +204,8 @@ def _work_of(record: Record, name: str, colour: str) -> dict[str, Any]:
         "received": number(sum(row.bytes_received for row in mine) / _MEBI, 1, " MiB"),
         "sent": number(sum(row.bytes_sent for row in mine) / _MEBI, 1, " MiB"),
         "other messages": _other_messages(mine) or NOTHING,
+        "accuracy": number(record.on_devices["accuracy"][1].get(name), 3),
+        "loss": number(record.on_devices["loss"][1].get(name), 3),
     }
 
 
@@ -219,14 +221,22 @@ def _columns(rows: Sequence[dict[str, Any]], words: Iterable[str]) -> Markup:
 
 def _work(record: Record, colours: pictures.Colours) -> Markup | None:
     rows = [_work_of(record, name, colours[name]) for name in record.names]
-    if all(row["other messages"] is NOTHING for row in rows):
-        for row in rows:
-            del row["other messages"]
+    for heading in ("other messages", "accuracy", "loss"):
+        if all(row[heading] == NOTHING for row in rows):
+            for row in rows:
+                del row[heading]
+    evaluated = max(number for number, _ in record.on_devices.values())
     return section(
         "What each device did",
         text(
             "Completed: training messages. Training and waiting: shares of the device's time. "
             "Received and sent: arrays."
+            + (
+                " Accuracy and loss: of the global model after "
+                f"round {evaluated}, on the device's own test data."
+                if evaluated
+                else ""
+            )
         ),
         _columns(rows, ("training", "waiting", "other messages")),
     )
@@ -344,15 +354,15 @@ def _has_text(record: Record, column: str) -> bool:
     return any(isinstance(entry.get(column), str) for entry in record.settings.values())
 
 
-_ORIGIN = ("dataset", "configuration", "revision", "partitioner", "parameters", "seed", "examples")
+_ORIGIN = ("configuration", "revision", "partitioner", "parameters", "seed", "examples")
 
 
 def _data_origin(record: Record) -> Iterable[tuple[str, str]]:
     """Where the data come from that the lab has placed."""
-    for origin, devices in record.origins:
-        whose = "data" if len(record.origins) == 1 else f"data of {', '.join(devices)}"
-        known = [f"{key} {setting(origin[key])}" for key in _ORIGIN[1:] if origin.get(key)]
-        yield whose, "; ".join((setting(origin.get("dataset")), *known))
+    if origin := record.origin:
+        known = [f"{key} {setting(origin[key])}" for key in _ORIGIN if origin.get(key)]
+        fingerprint = f"fingerprint {str(origin.get('fingerprint') or '-')[:16]}"
+        yield "data", "; ".join((setting(origin.get("dataset")), *known, fingerprint))
 
 
 def _configuration(record: Record, colours: pictures.Colours) -> Markup | None:
@@ -366,6 +376,9 @@ def _configuration(record: Record, colours: pictures.Colours) -> Markup | None:
     if app.get("sha256"):
         shown.append(("app's SHA-256", str(app["sha256"])[:16]))
     shown += _data_origin(record)
+    if repeatable := description.get("repeatable"):
+        no = f"no: {'; '.join(repeatable['because'])}"
+        shown.append(("repeats bit for bit", "yes" if repeatable["bitwise"] else no))
     shown += [
         (str(key).replace("_", " "), setting(value))
         for key, value in run.items()

@@ -172,17 +172,6 @@ def _legend(axes: Axes) -> None:
 # --- learning ----------------------------------------------------------------------------------
 
 
-def _measured(record: Record, name: str, of: str) -> list[tuple[int, float]]:
-    """Rounds after which a device measured the model, and what it measured."""
-    points = {}
-    for row in record.rows_of(name):
-        value = getattr(row, of)
-        if value is not None and math.isfinite(value):
-            # A message of training brings the model as it was after the round before.
-            points[row.round - is_training(row)] = value
-    return sorted(points.items())
-
-
 def course(record: Record, colours: Colours, of: str) -> Markup | None:
     """Accuracy or loss of the global model after each round; None where nothing is known.
 
@@ -190,7 +179,7 @@ def course(record: Record, colours: Colours, of: str) -> Markup | None:
         of: accuracy or loss.
     """
     figure, axes = _axes(*_HALF)
-    by_device = {name: _measured(record, name, of) for name in record.names}
+    by_device = {name: record.measured(name, of) for name in record.names}
     if len(record.names) <= MOST_DEVICES:
         for name, points in by_device.items():
             if points:

@@ -97,18 +97,9 @@ class Record:
         }
 
     @property
-    def origins(self) -> list[tuple[dict[str, Any], list[str]]]:
-        """The origins of the data that the lab has placed, each with the devices that hold them."""
-        found: list[tuple[dict[str, Any], list[str]]] = []
-        for name, entry in sorted(self.settings.items()):
-            if not (origin := entry.get("origin")):
-                continue
-            same = next((devices for known, devices in found if known == origin), None)
-            if same is None:
-                found.append((origin, [name]))
-            else:
-                same.append(name)
-        return found
+    def origin(self) -> dict[str, Any]:
+        """What the data were made from that the lab has placed; a run has data of one origin."""
+        return dict(self.description.get("data") or {})
 
     @cached_property
     def training(self) -> list[DeviceRow]:
@@ -137,6 +128,36 @@ class Record:
     def ended(self, row: RoundRow) -> float:
         """Seconds from `begin` to the end of a round."""
         return row.started + row.seconds - self.begin
+
+    def measured(self, name: str, of: str) -> list[tuple[int, float]]:
+        """Accuracy or loss of the global model on a device's test data, after each round.
+
+        Args:
+            name: of the device.
+            of: accuracy or loss.
+        """
+        points = {}
+        for row in self.rows_of(name):
+            value = getattr(row, of)
+            if value is not None and math.isfinite(value):
+                # A message of training brings the model as it was after the round before.
+                points[row.round - is_training(row)] = value
+        return sorted(points.items())
+
+    @cached_property
+    def on_devices(self) -> dict[str, tuple[int, dict[str, float]]]:
+        """The newest model that devices have evaluated, as it is on each of them.
+
+        By accuracy and loss: the round after which it was that model (0: before the first, or
+        nothing is known), and values by device.
+        """
+        found = {}
+        for of in ("accuracy", "loss"):
+            points = [(*each, name) for name in self.names for each in self.measured(name, of)]
+            newest = max((number for number, *_ in points), default=0)
+            values = {name: value for number, value, name in points if number == newest}
+            found[of] = newest, values
+        return found
 
     def curve(self, of: str) -> tuple[str, list[tuple[RoundRow, float]]]:
         """The global model's accuracy or loss after each round.

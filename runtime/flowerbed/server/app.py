@@ -10,8 +10,8 @@ import os
 import sys
 import tomllib
 import traceback
-from collections.abc import Iterator
-from importlib import import_module, metadata
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,16 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from flowerbed import RESULTS_DIRECTORY, placed_data
+from flowerbed.environment import describe_environment
+from flowerbed.flower import seed_sampling
+from flowerbed.provenance import SERVER, DataMismatchError, check_asked, common_origin
 from flowerbed.results import RESULTS
+from flowerbed.server.checkpoint import (
+    Checkpoint,
+    ResumeError,
+    read_checkpoint,
+    remove_checkpoint,
+)
 from flowerbed.server.fleet import AppError, Device, Fleet, MissingDevicesError
 from flowerbed.server.grid import LabGrid, RoundError
 from flowerbed.server.metric_names import MetricReader
@@ -32,8 +41,9 @@ log = logging.getLogger("flwr")
 
 LAYERS = Path("/apps")
 _CONTAINER_LOG = Path("/proc/1/fd/1")
-_VERSIONS = ("flwr", "flwr-datasets", "tensorflow", "tensorflow-cpu", "keras", "torch", "numpy")
 _TRACE_LINES = 20
+_CLEAR = (AppError, DataMismatchError, MissingDevicesError, ResumeError, RoundError)
+"""Errors whose message is all that needs to be said."""
 
 
 def find_app() -> tuple[Path, dict[str, Any]]:
@@ -61,12 +71,8 @@ def load(reference: str, directory: Path, layer: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in _VERSIONS:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _snake(values: dict[str, Any]) -> dict[str, Any]:
@@ -82,12 +88,15 @@ class HostedServerApp(ServerApp):
         directory, project = find_app()
         told = project["tool"]["flowerbed"]
         settings = LabSettings.read(RESULTS / told["run"])
-        recorder = Recorder(settings.run_name, settings.round_timeout)
+        checkpoint = read_checkpoint(RESULTS / told["run"]) if settings.resume else None
+        books = checkpoint.books if checkpoint else None
+        recorder = Recorder(settings.run_name, settings.round_timeout, books=books)
         os.environ[RESULTS_DIRECTORY] = str(recorder.directory)
         # Numerical libraries of the app may use all cores of the coordinator.
-        os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+        os.environ.setdefault("OMP_NUM_THREADS", str(_cores()))
         try:
-            Hosting(grid, context, settings, recorder, project).play(directory)
+            hosting = Hosting(grid, context, settings, recorder, project, checkpoint=checkpoint)
+            hosting.play(directory)
         except BaseException as error:
             log.exception("the run has failed")
             recorder.state("failed", reason(error, directory))
@@ -96,7 +105,7 @@ class HostedServerApp(ServerApp):
 
 def reason(error: BaseException, directory: Path) -> str:
     """Why a run failed: the last line first, and the traceback where the app has raised."""
-    last = str(error) if isinstance(error, AppError | MissingDevicesError | RoundError) else ""
+    last = str(error) if isinstance(error, _CLEAR) else ""
     if last:
         return last
     last = "".join(traceback.format_exception_only(error)).strip()
@@ -117,13 +126,18 @@ class Hosting:
         settings: LabSettings,
         recorder: Recorder,
         project: dict[str, Any],
+        *,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.settings, self.recorder, self.context = settings, recorder, context
-        self.project = project
+        self.project, self.checkpoint = project, checkpoint
+        self.sampling = seed_sampling(settings.seed)
         names = MetricReader(settings.metrics)
         self.fleet = Fleet(grid, names, settings.device_wait, recorder.online)
         self.rounds = Rounds(recorder, names)
         self.grid = LabGrid(grid, settings, self.fleet, self.rounds)
+        self.origin: Mapping[str, Any] = {}
+        """Of the data on all devices; empty where the lab has placed none."""
 
     def _wait_for_devices(self) -> None:
         def progress(message: str) -> None:
@@ -132,6 +146,18 @@ class Hosting:
 
         self.fleet.wait_for(self.settings.devices, self.settings.device_wait, progress)
         self.grid.devices()
+        self._compare_data()
+
+    def _compare_data(self) -> None:
+        """Refuse data that are not of one origin, or not those that were asked for."""
+        names = self.settings.devices or tuple(self.grid.met)
+        origins = {name: self.grid.met[name].origin for name in names}
+        if test := placed_data():
+            origins[SERVER] = test.origin
+        self.origin = common_origin(origins)
+        check_asked(self.recorder.lab.get("asked_data") or {}, self.origin)
+        self.fleet.origin = self.origin
+        self.recorder.data(self.origin)
 
     def play(self, directory: Path) -> None:
         """The run from the first device online to the end of the user's ServerApp."""
@@ -144,18 +170,21 @@ class Hosting:
         self.recorder.state("running")
         self.recorder.plan(_planned(self.context.run_config), central=False)
         try:
-            with observed(self.grid), _legacy_log(self.rounds):
+            with observed(self.grid, self.sampling, self.checkpoint), _legacy_log(self.rounds):
                 server_app(self.grid, self.context)
             self.rounds.finish()
-            self.grid.settle()
+            self.grid.check_models()
         finally:
             self.rounds.finish()
+            self.grid.settle()
+            self.describe()
             self.fleet.say_goodbye()
-        self.describe()
         self.recorder.state("completed")
+        remove_checkpoint(self.recorder.directory)
 
     def describe(self) -> None:
         """Write run.yml with what is known now."""
+        threads = int(os.environ.get("OMP_NUM_THREADS") or _cores())
         project = self.project["project"]
         test = placed_data()
         self.recorder.describe(
@@ -172,9 +201,11 @@ class Hosting:
                     "version": str(project.get("version", "")),
                     "sha256": self.settings.app,
                 },
+                "data": dict(self.origin),
                 "devices": {name: _described(d) for name, d in self.grid.met.items()},
-                "test": {"shard": test.fingerprint, "data": test.origin} if test else {},
-                "versions": _versions(),
+                "test": {"shard": test.fingerprint} if test else {},
+                "repeatable": self.grid.repeat.describe(),
+                "server": describe_environment(_cores(), threads),
             }
         )
 
@@ -185,7 +216,6 @@ def _described(device: Device) -> dict[str, Any]:
         "examples": device.examples,
         "shard": device.shard.get("fingerprint", ""),
         "labels": list(device.shard.get("labels", ())),
-        "origin": dict(device.shard.get("origin", {})),
         "environment": dict(device.environment),
     }
 

@@ -27,7 +27,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flowerbed.results import RESULTS, STATUS, read_status, write
+import yaml
+
+from flowerbed import placed_data
+from flowerbed.provenance import DataMismatchError, check_asked
+from flowerbed.results import (
+    CHECKPOINT,
+    FINAL_STATES,
+    LAB,
+    RESULTS,
+    STATUS,
+    read_status,
+    write,
+)
 from flowerbed.server.layer import LAYERS, missing, name_of
 
 RUN_FILE = "run.json"
@@ -51,13 +63,42 @@ def place(directory: Path, placed: Mapping[str, Any]) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     texts = {
         RUN_FILE: json.dumps(placed["settings"]),
-        "lab.yml": placed["lab"],
+        LAB: placed["lab"],
         **{f"{APP}/{name}": text for name, text in placed["files"].items()},
     }
     for name, text in texts.items():
         file = directory / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
+
+
+def resume(run: str, root: Path = RESULTS) -> dict[str, Any]:
+    """Prepare a run that was interrupted to go on after its last checkpoint, and check its app.
+
+    What it is resumed with is what it was begun with: the app and its configuration.
+    """
+    directory = root / run
+    status = read_status(root, run)
+    if status is None:
+        others = ", ".join(sorted(each.parent.name for each in root.glob(f"*/{CHECKPOINT}")))
+        text = f"there is no run named {run}. Runs that can be resumed: {others or 'none'}"
+    elif status["state"] == "completed":
+        text = f"run {run} has completed: there is nothing to resume"
+    elif not (directory / CHECKPOINT).exists():
+        text = (
+            f"run {run} has no checkpoint: it was interrupted before the end of its first round, "
+            "or its app does not train by Strategy.start. Start a new run"
+        )
+    else:
+        settings = json.loads((directory / RUN_FILE).read_text())
+        write(directory / RUN_FILE, json.dumps(settings | {"resume": True}))
+        answer = check(run, None, root)
+        if not answer["problems"] and status["state"] in FINAL_STATES:
+            # Whoever follows the run must not take its old state for its end.
+            waiting = {"state": "waiting", "message": f"goes on after round {status['round']}"}
+            write(directory / STATUS, json.dumps(status | waiting))
+        return answer
+    return {"problems": [text], "missing": [], "layer": "", "newest": None}
 
 
 def check(run: str, placed: Mapping[str, Any] | None, root: Path = RESULTS) -> dict[str, Any]:
@@ -75,20 +116,31 @@ def check(run: str, placed: Mapping[str, Any] | None, root: Path = RESULTS) -> d
     layer = name_of(beyond)
     if settings.get("layer") != layer:
         write(directory / RUN_FILE, json.dumps(settings | {"layer": layer}))
-    problems: list[str] = []
-    if not layer or (LAYERS / layer).is_dir():
+    problems = _data_problems(directory)
+    if not problems and (not layer or (LAYERS / layer).is_dir()):
         checked = CHECKED / f"{settings['app']}-{layer}"
         if not checked.exists():
             places = [directory / APP, *([LAYERS / layer] if layer else [])]
             problems = _load_apart(places)
-        if problems:
-            shutil.rmtree(directory)
-        else:
+        if not problems:
             checked.parent.mkdir(parents=True, exist_ok=True)
             checked.touch()
+    if problems and not settings.get("resume"):
+        shutil.rmtree(directory)
     status = read_status(root)
     newest = status and {"run": status["run"], "state": status["state"]}
     return {"problems": problems, "missing": beyond, "layer": layer, "newest": newest}
+
+
+def _data_problems(directory: Path) -> list[str]:
+    """What is wrong with the data for a run; the server holds data of the devices' origin."""
+    lab = yaml.safe_load((directory / LAB).read_text()) or {}
+    placed = placed_data()
+    try:
+        check_asked(lab.get("asked_data") or {}, placed.origin if placed else {})
+    except DataMismatchError as error:
+        return [str(error)]
+    return []
 
 
 def _load_apart(places: list[Path]) -> list[str]:
@@ -164,4 +216,7 @@ def _problem_of(app: Path, component: str, reference: str, module: str, kind: st
 
 
 if __name__ == "__main__":
-    print(json.dumps(check(sys.argv[1], json.loads(sys.stdin.read() or "null"))))
+    if sys.argv[2:] == ["--resume"]:
+        print(json.dumps(resume(sys.argv[1])))
+    else:
+        print(json.dumps(check(sys.argv[1], json.loads(sys.stdin.read() or "null"))))

@@ -10,11 +10,13 @@ import logging
 import math
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import httpx
 import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -30,11 +32,13 @@ from flowerbed.messages import (
     unpack,
     unseal,
 )
+from flowerbed.provenance import DataMismatchError, common_origin
 from flowerbed.results import MODEL_OUTCOMES
 from flowerbed.server.metric_names import MetricReader
 from flowerbed.settings import DeviceSettings
 
 log = logging.getLogger("flwr")
+T = TypeVar("T")
 
 INTRODUCTION = "query.flowerbed"
 """Type of the lab's own messages; no app's function has this name."""
@@ -47,6 +51,12 @@ _READERS = 4
 _READ_AT_ONCE = 32
 """Messages that one reader asks for at once; the time of their arrival is taken together."""
 _FAREWELL = 30.0
+_RECONNECT = 1.0
+"""Seconds between two attempts to reach the SuperLink."""
+_PATIENCE = 600.0
+"""Seconds after which a SuperLink that cannot be reached ends the run."""
+_LAST = 3
+"""Replies of a device by which the time of the next one is judged."""
 _INTRODUCTIONS = 3
 """Attempts of a device to get ready, after which the server no longer waits for it."""
 
@@ -83,6 +93,11 @@ class Device:
     def examples(self) -> int:
         """Training examples that it holds; 0 where that is unknown."""
         return int(self.metrics.get("num-examples", self.shard.get("train_examples", 0)))
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """What its data were made from; empty where the lab has placed none."""
+        return self.shard.get("origin") or {}
 
     @property
     def examples_per_second(self) -> float:
@@ -297,13 +312,19 @@ class Fleet:
         self._online: set[str] = set()
         self._devices: dict[int, Device] = {}
         self._questions: dict[str, tuple[int, float]] = {}
+        self._refused: set[int] = set()
+        """Nodes with other data than those of the run."""
         self._sessions: dict[int, str] = {}
         self._failures: dict[str, list[str]] = {}
         """Name of a device to why each of its attempts to get ready has failed."""
         self._pending: dict[str, PendingMessage] = {}
         self._settled: list[Reply] = []
+        self._send_seconds: dict[str, deque[float]] = {}
+        """What replies of each device have taken on their way lately."""
         self._next_nodes = 0.0
         self._readers = ThreadPoolExecutor(_READERS, "reader")
+        self.origin: Mapping[str, Any] | None = None
+        """Of the run's data, once it is known: devices with other data cannot join."""
         self.app_error = ""
         """Why a device could not load the app; empty where none has failed."""
 
@@ -327,9 +348,10 @@ class Fleet:
         now = time.monotonic()
         if now >= self._next_nodes:
             self._next_nodes = now + _NODE_INTERVAL
-            online = {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
+            nodes = self.patiently(self._grid.get_nodes)
+            online = {node.node_id: node.last_activated_at for node in nodes}
             self._forget_all_but(online)
-            asked = {node for node, _ in self._questions.values()}
+            asked = {node for node, _ in self._questions.values()} | self._refused
             new = [node for node in online if node not in asked and node not in self._devices]
             self._sessions |= {node: online[node] for node in new}
             question = seal({"introduce": True})
@@ -358,6 +380,7 @@ class Fleet:
         for node in gone & set(self._devices):
             log.info("%s is gone", self._devices.pop(node).name)
         self._questions = {ask: to for ask, to in self._questions.items() if to[0] not in gone}
+        self._refused -= gone
         for node in gone:
             del self._sessions[node]
 
@@ -375,7 +398,7 @@ class Fleet:
                 self.app_error = f"{settings.device}: {header['reason']}\n{trace}"
             return
         self._failures.pop(settings.device, None)
-        self._devices[node] = Device(
+        device = Device(
             node_id=node,
             settings=settings,
             shard=header.get("shard") or {},
@@ -383,6 +406,14 @@ class Fleet:
             environment=header.get("environment") or {},
             receive_seconds=max(0.0, float(header["started"]) - asked_at),
         )
+        if self.origin is not None:
+            try:
+                common_origin({"the run": self.origin, device.name: device.origin})
+            except DataMismatchError as error:
+                log.warning("%s cannot take part: %s", device.name, error)
+                self._refused.add(node)
+                return
+        self._devices[node] = device
         log.info("%s is ready (%s)", settings.device, settings.device_class)
 
     def wait_for(
@@ -434,13 +465,35 @@ class Fleet:
 
     # --- messages -------------------------------------------------------------------------
 
+    def patiently(self, call: Callable[..., Iterable[T]], *arguments: Any) -> Iterable[T]:
+        """Call Flower's Grid, again and again while the SuperLink cannot be reached.
+
+        Flower tries again by itself where a connection is refused or breaks. It gives up where a
+        TLS handshake times out because the SuperLink stands still: it takes any error that has to
+        do with TLS for a wrong certificate.
+
+        Raises:
+            httpx.TransportError: the SuperLink was out of reach for `_PATIENCE` seconds.
+        """
+        begin = time.monotonic()
+        while True:
+            try:
+                return call(*arguments)
+            except httpx.TransportError as error:
+                waited = time.monotonic() - begin
+                if waited > _PATIENCE:
+                    raise
+                log.warning("the SuperLink does not answer (%.0f s): %r", waited, error)
+                time.sleep(_RECONNECT)
+
     def _push(self, messages: list[Message]) -> list[str]:
         """Hand messages to Flower; return their ids, empty where Flower has not taken one."""
         if not messages:
             return []
         for _ in range(_PUSHES):
             try:
-                return [str(message_id or "") for message_id in self._grid.push_messages(messages)]
+                ids = self.patiently(self._grid.push_messages, messages)
+                return [str(message_id or "") for message_id in ids]
             except ObjectPushError as error:
                 # The SuperLink was restarted between a message and its parts, or is so slow that
                 # they have expired.
@@ -451,10 +504,13 @@ class Fleet:
         """Read the replies that have come; several are read at the same time."""
         ids = list(wanted)
         if len(ids) <= 1:
-            return list(self._grid.pull_messages(ids)) if ids else []
+            return self._read_from_grid(ids) if ids else []
         size = min(_READ_AT_ONCE, math.ceil(len(ids) / _READERS))
         parts = [ids[start : start + size] for start in range(0, len(ids), size)]
-        return [m for part in self._readers.map(self._grid.pull_messages, parts) for m in part]
+        return [m for part in self._readers.map(self._read_from_grid, parts) for m in part]
+
+    def _read_from_grid(self, ids: list[str]) -> list[Message]:
+        return list(self.patiently(self._grid.pull_messages, ids))
 
     def pending(self) -> list[PendingMessage]:
         """The messages on their way."""
@@ -474,6 +530,9 @@ class Fleet:
         entries: list[PendingMessage] = []
         for message in messages:
             content, metadata = message.content, message.metadata
+            device = self._devices.get(metadata.dst_node_id)
+            if device is None:
+                raise ValueError(f"a message to node {metadata.dst_node_id}, which is not online")
             header, blocks = pack(content)
             # Strategies send the same model to all devices: it is put together once.
             key = tuple(map(id, blocks))
@@ -485,16 +544,16 @@ class Fleet:
                 packed[key] = block(b"".join(blocks)), array_bytes(content), shapes
             data, size, shapes = packed[key]
             outgoing = Message(
-                seal({"records": header}, data if blocks else b""),
+                seal(
+                    {"records": header, "reply_seconds": self._reply_seconds(device)},
+                    data if blocks else b"",
+                ),
                 metadata.dst_node_id,
                 metadata.message_type,
                 # Flower's strategies set neither time to live nor group.
                 ttl=ttl + _MARGIN,
                 group_id=str(server_round),
             )
-            device = self._devices.get(metadata.dst_node_id)
-            if device is None:
-                raise ValueError(f"a message to node {metadata.dst_node_id}, which is not online")
             addressed.append(outgoing)
             entries.append(
                 PendingMessage(device, server_round, outgoing, now, now + ttl, size, shapes)
@@ -507,6 +566,10 @@ class Fleet:
                 self._settled.append(Reply(pending, "offline", now, "Flower has lost the device"))
         self._pending |= sent
         return sent
+
+    def _reply_seconds(self, device: Device) -> float:
+        """Seconds that a device must be ready before its message expires, for its reply."""
+        return max(self._send_seconds.get(device.name, ()), default=0.0)
 
     def _read(self, pending: PendingMessage, message: Message) -> Reply:
         now = time.monotonic()
@@ -522,6 +585,8 @@ class Fleet:
         reply.message = message
         reply.metrics = numbers_of(message.content)
         reply.times = _times(pending, reply, self._names)
+        sent = self._send_seconds.setdefault(reply.device.name, deque(maxlen=_LAST))
+        sent.append(reply.times.send_seconds)
         if header.get("recycled"):
             reply.reason = "; ".join(filter(None, (reply.reason, header["recycled"])))
         if not pending.trains:

@@ -27,6 +27,7 @@ _NOT_YET = {
     "loss": None,
     "central_accuracy": None,
     "central_loss": None,
+    "data": {"dataset": "", "partitioner": ""},
     "devices": {},
     "history": [],
 }

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 
 from flowerbed.flower import NODE_UNAVAILABLE
 from flowerbed.server.fleet import Device, Fleet, PendingMessage, Reply, is_available
+from flowerbed.server.repeat import Repeatability
 from flowerbed.server.rounds import Rounds, could_not_be_asked
 from flowerbed.settings import LabSettings
 
@@ -145,6 +146,7 @@ class LabGrid(Grid):
         self._settings = settings
         self._fleet = fleet
         self.rounds = rounds
+        self.repeat = Repeatability()
         self.policy: Policy = _WaitForAll()
         self.observed = False
         """Whether `Strategy.start` runs and tells when rounds begin and end."""
@@ -203,7 +205,8 @@ class LabGrid(Grid):
     def get_nodes(self) -> Iterable[Any]:
         """See `flwr.serverapp.Grid`."""
         shown = set(self.get_node_ids())
-        return [node for node in self._grid.get_nodes() if node.node_id in shown]
+        nodes = self._fleet.patiently(self._grid.get_nodes)
+        return [node for node in nodes if node.node_id in shown]
 
     def get_node_ids(self) -> list[int]:
         """The nodes of `devices`; waits for the first one if there is none.
@@ -242,6 +245,7 @@ class LabGrid(Grid):
         for device in self._fleet.online():
             if self._met.get(device.name) != device:
                 self._met[device.name] = device
+                self.repeat.met(device, self.rounds.number)
                 info = device.settings.model_dump(exclude={"device", "device_class"})
                 info |= {"examples": device.examples, "shard": device.shard.get("fingerprint", "")}
                 self.rounds.recorder.meet(device.name, device.device_class, info)
@@ -296,6 +300,7 @@ class LabGrid(Grid):
         trains = messages[0].metadata.message_type.startswith(MessageType.TRAIN)
         if trains and begins:
             not_asked = self._not_asked(number)
+            self.repeat.received(not_asked)
             first = self.observed or self.rounds.number != number
             self.rounds.begin(number)
             if first:
@@ -303,6 +308,7 @@ class LabGrid(Grid):
             if first and not self.observed and number > 1:
                 self._check_fruit(number - 1, self.rounds.last_trained)
             self._draw = 0
+        self.repeat.sent(messages)
         sent = self._fleet.send(messages, number, self._settings.round_timeout)
         self.rounds.sent(sent.values())
         return sent
@@ -347,6 +353,7 @@ class LabGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """See `flwr.serverapp.Grid`."""
+        self.repeat.note("the app reads replies itself, in the order in which they arrive")
         with self._lock:
             sent = self._send(messages, begins=True)
             self._own |= sent
@@ -414,6 +421,8 @@ class LabGrid(Grid):
     def _close(self, exchange: _Exchange, working: list[PendingMessage]) -> list[Message]:
         reject_misfits(exchange.replies)
         replies = sorted(exchange.replies, key=lambda r: (r.device.name, r.pending.sent))
+        self.repeat.received(replies)
+        self.repeat.closed(working)
         used = [reply for reply in replies if reply.usable]
         exchanged = list(exchange.pending.values())
         if exchanged:
@@ -457,16 +466,19 @@ class LabGrid(Grid):
         taken = {id(message) for message in messages}
         self.rounds.aggregated(r for r in self._handed if r.message and id(r.message) in taken)
 
-    def settle(self) -> None:
-        """Record what is still pending when the run ends.
+    def check_models(self) -> None:
+        """Refuse a run whose app has ended although no round has brought a model.
 
         Raises:
-            RoundError: the app has ended, and no round has brought a model.
+            RoundError: this is one.
         """
+        self._collect()
+        if self._failure or (self.rounds.last_trained and not self.rounds.models):
+            raise self._failure or RoundError(_became(self.rounds.last_trained))
+
+    def settle(self) -> None:
+        """Record what is still pending when the run ends, however it ends."""
         with self._lock:
-            self._collect()
-            if self._failure or (self.rounds.last_trained and not self.rounds.models):
-                raise self._failure or RoundError(_became(self.rounds.last_trained))
             now = time.monotonic()
             self.rounds.settle(self._late)
             self.rounds.settle(

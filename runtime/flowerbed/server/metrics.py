@@ -104,6 +104,7 @@ DEVICE_METRICS = {
 }
 """Name of each metric, its column in devices.csv and its help text."""
 
+RUN_LABELS = ("run", "state", "dataset", "partitioner")
 DEVICE_LABELS = ("device", "device_class")
 INFO_LABELS = (
     "machine",
@@ -206,10 +207,12 @@ class StatusCollector(Collector):
             return
         run = GaugeMetricFamily(
             "flowerbed_run_info",
-            "The newest run: waiting, running, completed or failed.",
-            labels=("run", "state"),
+            "The newest run: waiting, running, completed or failed; and the data that it uses.",
+            labels=RUN_LABELS,
         )
-        run.add_metric((status["run"], status["state"]), 1)
+        # Results of an earlier version have no data.
+        named = {"run": status["run"], "state": status["state"]} | status.get("data", {})
+        run.add_metric([named.get(label, "") for label in RUN_LABELS], 1)
         yield run
         # 0 rounds: the app has not said how many there will be.
         yield from _gauges(RUN_METRICS, status | {"rounds": status["rounds"] or None})

@@ -1,7 +1,9 @@
 """Writes the results of one run while it goes on."""
 
+import copy
 import json
 import math
+import os
 import threading
 import time
 from collections.abc import Collection, Iterable, Mapping
@@ -14,6 +16,7 @@ import yaml
 from flowerbed.results import (
     CURRENT,
     FINAL_STATES,
+    LAB,
     RESULTS,
     STATUS,
     DeviceRow,
@@ -40,14 +43,23 @@ class Recorder:
 
     All methods may be called from several threads.
 
+    Args:
+        books: of the run that is resumed, see `books`.
+
     Raises:
         FileExistsError: the run has results already; nothing is overwritten.
     """
 
-    def __init__(self, run: str, round_timeout: float, root: Path = RESULTS) -> None:
+    def __init__(
+        self,
+        run: str,
+        round_timeout: float,
+        root: Path = RESULTS,
+        books: Mapping[str, Any] | None = None,
+    ) -> None:
         self.directory = root / run
         self.directory.mkdir(exist_ok=True)  # the control node has written run.json there
-        if (self.directory / STATUS).exists():
+        if books is None and (self.directory / STATUS).exists():
             raise FileExistsError(f"run {run!r} has results already: choose another name")
         self.rounds: list[RoundRow] = []
         self._lock = threading.RLock()
@@ -71,12 +83,46 @@ class Recorder:
             "loss": None,
             "central_accuracy": None,
             "central_loss": None,
+            "data": {"dataset": "", "partitioner": ""},
             "devices": {},
             "history": [],
         }
-        write(self.directory / "devices.csv", to_csv(DeviceRow, ()))
+        self.resumed: list[int] = []
+        """Rounds after which the run was resumed."""
+        if books is None:
+            write(self.directory / "devices.csv", to_csv(DeviceRow, ()))
+        else:
+            self._open(books)
         self._save(now=True)
         write(root / CURRENT, run + "\n")
+
+    def books(self) -> dict[str, Any]:
+        """Return what is needed to go on with the results as they are now."""
+        with self._lock:
+            return copy.deepcopy(
+                {
+                    "rounds": self.rounds,
+                    "evaluations": self._evaluations,
+                    "status": self._status,
+                    "resumed": self.resumed,
+                    "devices_size": (self.directory / "devices.csv").stat().st_size,
+                }
+            )
+
+    def _open(self, books: Mapping[str, Any]) -> None:
+        """Go on with the results as they were; what has been added since is dropped."""
+        self.rounds = list(books["rounds"])
+        self._evaluations = dict(books["evaluations"])
+        self._status |= books["status"] | {
+            "state": "waiting",
+            "message": "",
+            "round_timeout": self._status["round_timeout"],
+        }
+        for entry in self._status["devices"].values():
+            entry |= {"online": False, "doing": "waiting"}
+        self.resumed = [*books["resumed"], len(self.rounds)]
+        os.truncate(self.directory / "devices.csv", books["devices_size"])
+        write(self.directory / "rounds.csv", to_csv(RoundRow, self.rounds))
 
     def _save(self, *, now: bool = False) -> None:
         """Write the status, unless it was written just before; `flush` then writes it."""
@@ -84,6 +130,12 @@ class Recorder:
         if now or time.monotonic() >= self._written + _PAUSE:
             write(self.directory / STATUS, json.dumps(self._status, allow_nan=False))
             self._written, self._changed = time.monotonic(), False
+
+    @property
+    def lab(self) -> dict[str, Any]:
+        """What the control node has written of the lab, and of the data that the run asks for."""
+        file = self.directory / LAB
+        return yaml.safe_load(file.read_text()) or {} if file.exists() else {}
 
     def flush(self) -> None:
         """Write what has changed if it is due."""
@@ -98,6 +150,13 @@ class Recorder:
             if state in FINAL_STATES:
                 self._status["settled"] = len(self.rounds)
             self._save(now=True)
+
+    def data(self, origin: Mapping[str, Any]) -> None:
+        """Set the origin of the data that the run uses; empty where the lab has placed none."""
+        with self._lock:
+            shown = {key: str(origin.get(key, "")) for key in ("dataset", "partitioner")}
+            self._status["data"] = shown
+            self._save()
 
     def plan(self, rounds: int, *, central: bool) -> None:
         """Set how many rounds the run will have, and whether each has a central evaluation."""
@@ -205,7 +264,8 @@ class Recorder:
 
     def describe(self, description: Mapping[str, Any]) -> None:
         """Write run.yml: `description`, and under `lab` what the control node wrote of the lab."""
-        lab = self.directory / "lab.yml"
-        known = {"lab": yaml.safe_load(lab.read_text())} if lab.exists() else {}
-        text = yaml.safe_dump({**description, **known}, sort_keys=False)
+        more: dict[str, Any] = {"resumed_after_rounds": self.resumed} if self.resumed else {}
+        if lab := self.lab:
+            more["lab"] = lab
+        text = yaml.safe_dump({**description, **more}, sort_keys=False)
         write(self.directory / "run.yml", text)

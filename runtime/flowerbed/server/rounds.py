@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -76,6 +76,8 @@ class Rounds:
         """Models that were aggregated in all rounds."""
         self.last_trained: list[Reply] = []
         """Replies of training in the last round that has ended."""
+        self.on_end: Callable[[int], None] = lambda _: None
+        """Called with the number of each round that has ended."""
         self._round: _Round | None = None
         self._last = 0
         self._lock = threading.RLock()
@@ -91,6 +93,10 @@ class Rounds:
         if self._round and self._round.closed is None:
             return self._round.number
         return self.number + 1
+
+    def resume(self, number: int, models: int) -> None:
+        """Go on after a round of a run that was interrupted."""
+        self._last, self.models = number, models
 
     # --- begin and end --------------------------------------------------------------------
 
@@ -194,6 +200,7 @@ class Rounds:
             self._round, self._last = None, ended.number
             if ended.asked or ended.absent:
                 self._record(ended)
+        self.on_end(ended.number)
 
     # --- rows -----------------------------------------------------------------------------
 

@@ -81,12 +81,14 @@ def start(run: str, root: Path = RESULTS) -> dict[str, str]:
         for other in flwr("list", _SUPERLINK)["runs"]
         if not other["status"].startswith("finished")
     ]
+    resume = settings.get("resume")
     if others:
         status = read_status(root)
-        if status and status["state"] not in FINAL_STATES:
+        if not resume and status and status["state"] not in FINAL_STATES:
             return {"under_way": str(status["run"])}
+        whose = "and may be the one to resume" if resume else "which was not started by the lab"
         raise FlowerError(
-            f"run {', '.join(others)} of Flower is under way, which was not started by the lab: "
+            f"run {', '.join(others)} of Flower is under way, {whose}: "
             "wait for its end, or stop it on the coordinator with 'docker exec flowerbed-superlink "
             f"flwr stop {others[0]} {_SUPERLINK}'"
         )

@@ -13,7 +13,7 @@ import numpy as np
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
-from flowerbed.strategies.adapted import adapt
+from flowerbed.strategies.adapted import adapt, privatise
 from flowerbed.strategies.base import RoundPolicy, Selective, StrategyError, is_statistic
 from flowerbed.strategies.fedbuff import FedBuff
 from flowerbed.strategies.oort import Oort
@@ -21,6 +21,7 @@ from flowerbed.strategies.paced import Paced
 from flowerbed.strategies.tifl import TiFL
 
 __all__ = [
+    "PRIVACY",
     "STRATEGIES",
     "FedBuff",
     "Oort",
@@ -34,7 +35,7 @@ __all__ = [
     "parameters_of",
 ]
 
-# Left out: FedXgb* exchange trees, DifferentialPrivacy* wrap another strategy.
+# Left out: FedXgb* exchange trees.
 _FLOWER = (
     flower.Bulyan,
     flower.FedAdagrad,
@@ -60,6 +61,29 @@ STRATEGIES: dict[str, type[Any]] = {
     **{strategy.__name__.lower(): strategy for strategy in _OURS},
 }
 
+_PRIVACY = (
+    flower.DifferentialPrivacyClientSideAdaptiveClipping,
+    flower.DifferentialPrivacyClientSideFixedClipping,
+    flower.DifferentialPrivacyServerSideAdaptiveClipping,
+    flower.DifferentialPrivacyServerSideFixedClipping,
+)
+
+
+def _make_wrapped(name: str, parameters: Mapping[str, Any]) -> Strategy:
+    names = sorted(strategy.__name__.lower() for strategy in _FLOWER)
+    if name not in names:
+        raise StrategyError(
+            f"strategy = {name!r}: differential privacy wraps a strategy of Flower; write one of "
+            f"{', '.join(names)}"
+        )
+    return make_strategy(name, parameters)
+
+
+PRIVACY: dict[str, type[Any]] = {
+    wrapper.__name__.lower(): privatise(wrapper, _make_wrapped) for wrapper in _PRIVACY
+}
+"""Flower's wrappers for differential privacy. Which strategy they wrap is a parameter."""
+
 _DEFAULTS = {
     "fraction_evaluate": 0.0,
     "min_train_nodes": 1,
@@ -83,9 +107,27 @@ _NOT_OFFERED = {
     "configrecord_key",
     "weighted_by_key",
 }
-_ABOVE_0 = {"client_learning_rate", "eta", "num_nodes_to_select", "server_learning_rate", "tau"}
-_AT_LEAST_0 = {"eta_l", "num_malicious_nodes", "proximal_mu", "q", "server_momentum"}
-_TYPES = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+_LIMITS: tuple[tuple[str, dict[str, float]], ...] = (
+    ("fraction fraction_train quantile share", {"above": 0, "maximum": 1}),
+    ("fraction_evaluate target_clipped_quantile", {"minimum": 0, "maximum": 1}),
+    ("beta_1 beta_2", {"minimum": 0, "below": 1}),
+    ("buffer_size pacer_rounds tiers", {"minimum": 1}),
+    ("client_learning_rate server_learning_rate eta tau num_nodes_to_select", {"above": 0}),
+    ("clipping_norm initial_clipping_norm clip_norm_lr num_sampled_clients", {"above": 0}),
+    ("box devices grace penalty proximal_mu", {"minimum": 0}),
+    ("eta_l q server_momentum num_malicious_nodes", {"minimum": 0}),
+    ("noise_multiplier clipped_count_stddev", {"minimum": 0}),
+)
+RANGES = {name: limits for names, limits in _LIMITS for name in names.split()}
+"""Ranges of parameters; a name means the same in all strategies."""
+_TYPES = {
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    str: "a text",
+    dict: "a dictionary",
+    list: "a list of numbers",
+}
 
 
 def parameters_of(name: str) -> dict[str, inspect.Parameter]:
@@ -94,9 +136,10 @@ def parameters_of(name: str) -> dict[str, inspect.Parameter]:
     Raises:
         StrategyError: there is no such strategy.
     """
-    if name not in STRATEGIES:
-        raise StrategyError(f"strategy {name!r}: choose one of {', '.join(sorted(STRATEGIES))}")
-    found = inspect.signature(STRATEGIES[name].__init__).parameters
+    if name not in STRATEGIES | PRIVACY:
+        known = ", ".join(sorted(STRATEGIES | PRIVACY))
+        raise StrategyError(f"strategy {name!r}: choose one of {known}")
+    found = _accepted(name)
     return {key: value for key, value in found.items() if key not in _NOT_OFFERED}
 
 
@@ -104,7 +147,7 @@ def make_strategy(name: str, parameters: Mapping[str, Any], *, seed: int = 0) ->
     """Build a strategy.
 
     Args:
-        name: a key of STRATEGIES: the name of the class in lower case.
+        name: a key of STRATEGIES or PRIVACY: the name of the class in lower case.
         parameters: arguments of its constructor; see `parameters_of`.
         seed: of all draws of the strategy.
 
@@ -126,7 +169,7 @@ def make_strategy(name: str, parameters: Mapping[str, Any], *, seed: int = 0) ->
         elif parameter.default is inspect.Parameter.empty:
             raise StrategyError(f"strategy {name} needs the parameter {key}")
     try:
-        strategy = STRATEGIES[name](**arguments)
+        strategy = (STRATEGIES | PRIVACY)[name](**arguments)
     except ValueError as error:
         raise StrategyError(f"strategy {name}: {error}") from None
     strategy.rng = np.random.default_rng(seed)
@@ -134,38 +177,53 @@ def make_strategy(name: str, parameters: Mapping[str, Any], *, seed: int = 0) ->
 
 
 def _accepted(name: str) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(STRATEGIES[name].__init__).parameters
+    return inspect.signature((STRATEGIES | PRIVACY)[name].__init__).parameters
+
+
+def type_of(annotation: Any) -> tuple[type, bool]:
+    """Return the type of a parameter by its annotation, and whether it may be None."""
+    if annotation == float | None:
+        return float, True
+    return annotation if annotation in _TYPES else list, False
+
+
+def _is_of(value: Any, wanted: type) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if wanted is float:
+        return number and math.isfinite(value)
+    if wanted is int:
+        return number and isinstance(value, int)
+    if wanted is list:
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        return is_list and all(isinstance(each, int | float) for each in value)
+    return isinstance(value, wanted)
+
+
+def _range_problem(value: float, limits: Mapping[str, float]) -> str:
+    """Return what to write where a value is out of its range; empty: it is not."""
+    low = limits.get("minimum", limits.get("above", -math.inf))
+    right = value > low or (value == low and "above" not in limits)
+    if right and value <= limits.get("maximum", math.inf) and value < limits.get("below", math.inf):
+        return ""
+    begin = f"a number above {low}" if "above" in limits else f"a number from {low}"
+    if "below" in limits:
+        return f"{begin} to below {limits['below']}"
+    if "maximum" in limits:
+        return f"{begin} {'and up ' * ('above' in limits)}to {limits['maximum']}"
+    return begin if "above" in limits else f"{low} or more"
 
 
 def _check(name: str, key: str, value: Any, annotation: Any) -> None:
-    """Check a parameter's type, and the range of Flower's; the lab's strategies check theirs.
+    """Check a parameter's type and range.
 
     Raises:
         StrategyError: it is wrong.
     """
-    expected = ""
-    if annotation is float:
-        right = isinstance(value, int | float) and not isinstance(value, bool)
-        right = right and math.isfinite(value)
-    elif annotation is int:
-        right = isinstance(value, int) and not isinstance(value, bool)
-    elif annotation in (bool, str):
-        right = isinstance(value, annotation)
-    else:
-        expected = "a list of numbers"
-        right = isinstance(value, Sequence) and all(isinstance(v, int | float) for v in value)
-    if not right:
-        expected = expected or _TYPES[annotation]
-    elif key in _ABOVE_0 and value <= 0:
-        expected = "a number above 0"
-    elif key in _AT_LEAST_0 and value < 0:
-        expected = "0 or more"
-    elif key == "fraction_train" and not 0 < value <= 1:
-        expected = "a number above 0 and up to 1"
-    elif key == "fraction_evaluate" and not 0 <= value <= 1:
-        expected = "a number from 0 to 1"
-    elif key in ("beta_1", "beta_2") and not 0 <= value < 1:
-        expected = "a number from 0 to below 1"
-    else:
+    wanted, optional = type_of(annotation)
+    if value is None and optional:
         return
-    raise StrategyError(f"strategy {name}: {key} = {value!r}: write {expected}")
+    expected = "" if _is_of(value, wanted) else _TYPES[wanted]
+    if not expected and wanted in (int, float):
+        expected = _range_problem(value, RANGES.get(key, {}))
+    if expected:
+        raise StrategyError(f"strategy {name}: {key} = {value!r}: write {expected}")

@@ -77,6 +77,8 @@ class RoundPolicy:
     asynchronous = False
     """Whether replies to messages of earlier rounds count in the round in which they arrive, and
     pending messages outlive their round. Otherwise such a reply is late and not aggregated."""
+    not_repeatable = ""
+    """Why a run with this strategy does not repeat bit for bit; empty: it does. For `run.yml`."""
 
     def round_seconds(self) -> float:
         """Return the seconds after which the round just configured is closed at the latest."""
@@ -378,6 +380,7 @@ class Selective(RoundPolicy, Sampled):
             return None, None
         # The next aggregation starts from this result, even if nothing is configured in between.
         self.arrays = as_record(arrays, self.arrays)
+        self._contents.clear()
         return self.arrays, self._mean_metrics(updates)
 
     def _updates(self, replies: Iterable[Message]) -> list[Update]:

@@ -36,6 +36,7 @@ class FedBuff(Selective):
     """
 
     asynchronous = True
+    not_repeatable = "the order in which replies arrive decides what is aggregated"
 
     def __init__(
         self,

@@ -87,6 +87,8 @@ class Oort(Selective):
         StrategyError: a parameter is out of its range.
     """
 
+    not_repeatable = "devices are selected by the time that they were measured to take"
+
     def __init__(
         self,
         fraction: float = 0.5,

@@ -84,6 +84,8 @@ class Paced(Selective):
         StrategyError: a parameter is out of its range.
     """
 
+    not_repeatable = "devices train for a time, which is not the same number of steps each time"
+
     def __init__(
         self,
         box: float = 0.0,

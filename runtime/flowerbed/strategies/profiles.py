@@ -1,6 +1,8 @@
 """How fast devices are, by what they have reported and done."""
 
+from collections import deque
 from collections.abc import Mapping
+from statistics import median, median_low
 from typing import TYPE_CHECKING, Any
 
 from flowerbed.results import MODEL_OUTCOMES
@@ -10,8 +12,8 @@ if TYPE_CHECKING:
 
 _FIRST_OVERHEAD = 2.0
 """Seconds of a round in which a device that has its message does not train, until measured."""
-_NEWEST = 0.5
-"""Weight of the newest measurement in a running mean."""
+_LAST = 3
+"""Measurements that count: of these the middle one, so that a single odd one changes nothing."""
 
 
 def metric_of(metrics: Mapping[str, Any], *names: str) -> float | None:
@@ -38,9 +40,9 @@ class Profiles:
     """
 
     def __init__(self) -> None:
-        self._speed: dict[str, float] = {}
-        self._overhead: dict[str, float] = {}
-        self._round: dict[str, float] = {}
+        self._speed: dict[str, deque[float]] = {}
+        self._overhead: dict[str, deque[float]] = {}
+        self._round: dict[str, deque[float]] = {}
         self._examples: dict[str, float] = {}
 
     def observe(self, reply: "Reply") -> None:
@@ -54,14 +56,20 @@ class Profiles:
         if reply.outcome in MODEL_OUTCOMES:
             measured.append((self._round, reply.seconds))
         for known, seen in measured:
-            known[name] = known.get(name, seen) * (1 - _NEWEST) + seen * _NEWEST
+            known.setdefault(name, deque(maxlen=_LAST)).append(seen)
         # The first reply of a device whose speed is unknown is the work of a round without limit.
         if reply.outcome == "completed":
             self._examples.setdefault(name, examples)
 
     def overhead(self, device: "Device") -> float:
-        """Return the seconds of a round in which a device does not train."""
-        return self._overhead.get(device.name, device.receive_seconds + _FIRST_OVERHEAD)
+        """Return the seconds of a round in which a device does not train.
+
+        Of two measurements it is the shorter one: a message that was late by chance, because the
+        device had just asked for one, shortens the training of a single round.
+        """
+        if measured := self._overhead.get(device.name):
+            return median_low(measured)
+        return device.receive_seconds + _FIRST_OVERHEAD
 
     def epoch_seconds(self, device: "Device", epochs: int = 1) -> float | None:
         """Return the seconds of a round in which a device trains on all of its data.
@@ -72,7 +80,8 @@ class Profiles:
         Returns:
             None if that is unknown.
         """
-        speed = self._speed.get(device.name, device.examples_per_second)
+        measured = self._speed.get(device.name)
+        speed = median(measured) if measured else device.examples_per_second
         examples = device.examples or self._examples.get(device.name, 0.0)
         if speed <= 0 or examples <= 0:
             return None
@@ -84,6 +93,6 @@ class Profiles:
         Returns:
             None if that is unknown.
         """
-        if device.name in self._round:
-            return self._round[device.name]
+        if measured := self._round.get(device.name):
+            return median(measured)
         return self.epoch_seconds(device, device.settings.local_epochs)

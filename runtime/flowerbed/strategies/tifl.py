@@ -47,6 +47,8 @@ class TiFL(Selective):
         StrategyError: a parameter is out of its range.
     """
 
+    not_repeatable = "devices are selected by the time that they were measured to take"
+
     def __init__(
         self,
         tiers: int = 3,
