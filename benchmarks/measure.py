@@ -47,6 +47,8 @@ def command_line(description: str | None) -> argparse.ArgumentParser:
 
     From now on SIGTERM ends the benchmark as Ctrl-C does, so that it removes what it has deployed.
     """
+    # A shell lets its background jobs ignore SIGINT, and what they start ignores it as well.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     formatter = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(description=description, formatter_class=formatter)

@@ -366,7 +366,9 @@ def test_the_images_of_two_checkouts_are_built_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     checkouts = importlib.import_module("checkouts")
-    engine, built, removed = Engine(), [], []
+    engine = Engine()
+    built: list[str] = []
+    removed: list[Path] = []
 
     def deploy(inventory: Path) -> None:
         """As the lab: build what is missing, remove images that are not known."""
