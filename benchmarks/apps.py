@@ -1,218 +1,188 @@
-"""How much faster later rounds of an ordinary app are on the lab than as Flower starts it.
+"""How long rounds of an ordinary app are on the lab, and as plain Flower starts it.
 
     python benchmarks/apps.py [--repeats 3] [--rounds 5]
 
-tests/apps/keras-cnn on two devices with the same limits, on one lab. The ways take turns:
+The app is tests/apps/keras-cnn, on two devices with the same limits in each way. The ways take
+turns, and each run begins with cold containers:
 
     cached    on the lab; the app keeps one compiled model (cache-model=true)
     built     on the lab; the app builds a model for each message
-    plain     `flwr run` of the same directory: Flower starts the app anew for each message
+    plain     SuperLink and SuperNodes without the lab: each message starts a process that imports
+              the app
 
 The seconds of a round are taken from the devices' logs in the same way for all: from the first
-message of training of a round to that of the next one. The round after the first message, in which
-everything is loaded, does not count. results/apps.csv has a row for each round.
+message of training of a round to that of the next one. The first round, in which everything is
+loaded, does not count. results/apps.csv has a row for each round.
 """
 
-import argparse
-import io
-import json
 import re
-import subprocess
 import sys
-import tarfile
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
-from itertools import pairwise
-from statistics import median
 from typing import Any
 
 import docker
+from containers import network, round_seconds, run_plain_flower, wait_for_plain_run
 from measure import (
     HERE,
     ROOT,
-    Rows,
+    Record,
+    command_line,
     deploy,
+    device_image,
     devices,
-    execute,
     lab,
+    later_rounds,
     markdown,
     publish,
+    ratios,
     results,
     say,
     spread,
-    surroundings,
+    started,
+    stop,
     train,
-    write_rows,
 )
 
 APP = ROOT / "tests" / "apps" / "keras-cnn"
 INVENTORY = HERE / "inventory"
-LIMITS = {"device_cpus": 0.5, "device_memory": "1500m"}
-LAB = {"training_app": str(APP), "training_dataset": "digits", **LIMITS}
-"""The app makes its own data, so that it does not matter which are placed."""
+CPUS, MEMORY = 0.5, "1500m"
+LAB = {
+    "training_app": str(APP),
+    "training_dataset": "digits",  # not used: the app makes its own data
+    "device_cpus": CPUS,
+    "device_memory": MEMORY,
+}
 WAYS = {
     "cached": "on the lab, the app keeps its model",
     "built": "on the lab, the app builds a model for each message",
     "plain": "plain Flower: a new process for each message",
 }
 MOST = {"cached": 0.35, "built": 0.5}
-"""What is aimed at: later rounds, of those of plain Flower."""
-_PATIENCE = 1800.0
+"""The aims: later rounds, as a share of plain Flower's."""
 _ROUND = re.compile(r"\[RUN \d+, ROUND (\d+)\]")
 _TRAIN = re.compile(r"Receiving: train message")
-Event = tuple[int, float]
-"""The number of a round, and when a device received its message of training."""
 
 
-# --- devices' logs -----------------------------------------------------------------------------
+def _seconds(moment: str) -> float:
+    """Unix time of a time as Docker writes it (RFC 3339)."""
+    return datetime.fromisoformat(moment).timestamp()
 
 
-def received(lines: Iterable[str]) -> list[Event]:
-    """The messages of training in the log of a device, with its times (RFC 3339) before each line.
+def received(lines: Iterable[str]) -> list[tuple[int, float]]:
+    """Find the messages of training in the log of a device: round and Unix time of each.
 
-    A SuperNode says in one line which round a message is of, and in the next what it asks for.
+    A SuperNode writes in one line which round a message is of, and in the next what it asks for.
+
+    Args:
+        lines: of the log, each after its time (RFC 3339).
     """
-    events = []
+    found = []
     number = 0
     for line in lines:
-        if found := _ROUND.search(line):
-            number = int(found[1])
+        if match := _ROUND.search(line):
+            number = int(match[1])
         elif _TRAIN.search(line) and number:
-            # Docker has nanoseconds.
-            moment = datetime.fromisoformat(line.partition(" ")[0][:26] + "+00:00")
-            events.append((number, moment.timestamp()))
+            found.append((number, _seconds(line.partition(" ")[0])))
             number = 0
-    return events
+    return found
 
 
-def round_seconds(events: Iterable[Event]) -> dict[int, float]:
-    """Seconds from the first message of a round to that of the next one, by the first's number."""
-    begins: dict[int, float] = {}
-    for number, moment in events:
-        begins[number] = min(moment, begins.get(number, moment))
-    return {
-        number: after - before for (number, before), (_, after) in pairwise(sorted(begins.items()))
-    }
-
-
-def events_since(engine: docker.DockerClient, begin: float) -> list[Event]:
-    """The messages of training that all devices have received since a time."""
-    logs = [
-        container.logs(timestamps=True, since=begin).decode(errors="replace").splitlines()
-        for container in devices(engine).values()
-    ]
-    return [event for lines in logs for event in received(lines) if event[1] >= begin]
-
-
-# --- the ways ----------------------------------------------------------------------------------
-
-
-def on_the_lab(*, cached: bool, rounds: int) -> None:
-    """A run of the lab."""
-    config = {"cache-model": cached, "num-server-rounds": rounds}
-    train(INVENTORY, training_config=config, **LAB)
-
-
-def plain(engine: docker.DockerClient, rounds: int) -> None:
-    """`flwr run` in the container of the lab's SuperLink, and wait for the end of the run.
+def seconds_of_rounds(logs: Iterable[Iterable[str]], rounds: int) -> list[float]:
+    """Return the seconds of all rounds but the last, from the devices' logs.
 
     Raises:
-        SystemExit: it fails or does not end.
+        SystemExit: the logs do not have all rounds.
     """
-    superlink = engine.containers.get("flowerbed-superlink")
-    directory = f"plain-{time.time_ns()}"
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as archive:
-        archive.add(
-            APP, directory, filter=lambda each: None if "__pycache__" in each.name else each
-        )
-    code = (
-        "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall('/tmp')"
-    )
-    command = ["docker", "exec", "--interactive", str(superlink.name), "python", "-c", code]
-    subprocess.run(command, input=packed.getvalue(), check=True)
+    begins: dict[int, float] = {}
+    for lines in logs:
+        for number, moment in received(lines):
+            begins[number] = min(moment, begins.get(number, moment))
+    if sorted(begins) != list(range(1, rounds + 1)):
+        sys.exit(f"the devices' logs have the rounds {sorted(begins)}, of {rounds}")
+    return round_seconds({"event": "round", "time": begins[number]} for number in sorted(begins))
+
+
+def _logs(containers: Mapping[str, Any]) -> list[list[str]]:
+    """Read the logs of containers since they were started."""
+    logs = []
+    for container in containers.values():
+        container.reload()
+        begin = _seconds(container.attrs["State"]["StartedAt"])
+        text = container.logs(timestamps=True, since=begin)
+        logs.append(text.decode(errors="replace").splitlines())
+    return logs
+
+
+def on_the_lab(engine: docker.DockerClient, rounds: int, *, cached: bool) -> list[list[str]]:
+    """Train on the lab; return the devices' logs."""
+    config = {"cache-model": cached, "num-server-rounds": rounds}
+    with started(engine):
+        train(INVENTORY, training_config=config, **LAB)
+        return _logs(devices(engine))
+
+
+def plain(engine: docker.DockerClient, rounds: int) -> list[list[str]]:
+    """Train without the lab; return the devices' logs."""
+    names = sorted(devices(engine))
+    nodes = {
+        name: {
+            "node_config": f"partition-id={number} num-partitions={len(names)}",
+            "cpus": CPUS,
+            "memory": MEMORY,
+        }
+        for number, name in enumerate(names)
+    }
     config = f"num-server-rounds={rounds}"
-    told = _flwr(superlink, "run", f"/tmp/{directory}", "lab", "--run-config", config)  # noqa: S108
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        listed = _flwr(superlink, "list", "lab")["runs"]
-        status = next(each["status"] for each in listed if each["run-id"] == told["run-id"])
-        if status == "finished:completed":
-            return
-        if status.startswith("finished") or time.monotonic() > deadline:
-            sys.exit(f"plain Flower's run is {status}")
-        time.sleep(10)
-
-
-def _flwr(superlink: Any, *arguments: str) -> dict[str, Any]:
-    """Run a command of Flower in the SuperLink's container; return what it prints as JSON."""
-    answer: dict[str, Any] = json.loads(execute(superlink, "flwr", *arguments, "--format", "json"))
-    return answer
-
-
-def play_way(engine: docker.DockerClient, way: str, rounds: int) -> dict[int, float]:
-    """Train in one way; return the seconds of its rounds but the last."""
-    begin = time.time()
-    if way == "plain":
-        plain(engine, rounds)
-    else:
-        on_the_lab(cached=way == "cached", rounds=rounds)
-    seconds = round_seconds(events_since(engine, begin))
-    if sorted(seconds) != list(range(1, rounds)):
-        sys.exit(f"{way}: the devices' logs have rounds {sorted(seconds)}, of {rounds}")
-    return seconds
+    with network(engine):
+        server, containers = run_plain_flower(engine, device_image(engine), APP, config, nodes)
+        wait_for_plain_run(server)
+        return _logs(containers)
 
 
 def main() -> None:
     """Deploy, train in each way in turns, publish."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=5)
+    # Neither the first nor the last round counts.
+    parser.add_argument("--rounds", type=int, default=5, choices=range(3, 101), metavar="3...100")
     arguments = parser.parse_args()
     engine = docker.from_env()
-    here = surroundings(engine)
-    rows: Rows = []
-    with lab():
-        say("deploying the lab")
+    record = Record("apps")
+    with lab(INVENTORY):
         deploy(INVENTORY, **LAB)
+        stop(engine)
         for repeat in range(1, arguments.repeats + 1):
             # Each way comes first, second and third as often as the others.
-            order = list(WAYS)[repeat % 3 :] + list(WAYS)[: repeat % 3]
-            for way in order:
-                seconds = play_way(engine, way, arguments.rounds)
-                told = ", ".join(f"{value:.1f}" for value in seconds.values())
-                say(f"repeat {repeat} of {arguments.repeats}, {way}: {told} s")
-                rows += [
-                    {"way": way, "repeat": repeat, "round": number, "seconds": round(value, 2)}
-                    | here
-                    for number, value in seconds.items()
-                ]
-                write_rows("apps", rows)
-    publish("apps", table())
-
-
-def later(rows: Rows, way: str, repeat: str = "") -> list[float]:
-    """Seconds of later rounds of a way, of all repeats or of one."""
-    return [
-        float(row["seconds"])
-        for row in rows
-        if row["way"] == way and repeat in ("", str(row["repeat"])) and int(row["round"]) > 1
-    ]
+            turn = repeat % len(WAYS)
+            for way in [*WAYS][turn:] + [*WAYS][:turn]:
+                say(f"repeat {repeat} of {arguments.repeats}: {WAYS[way]}")
+                if way == "plain":
+                    logs = plain(engine, arguments.rounds)
+                else:
+                    logs = on_the_lab(engine, arguments.rounds, cached=way == "cached")
+                seconds = seconds_of_rounds(logs, arguments.rounds)
+                record.add(
+                    *(
+                        {"way": way, "repeat": repeat, "round": number, "seconds": round(value, 2)}
+                        for number, value in enumerate(seconds, 1)
+                    )
+                )
+    publish(table, record)
 
 
 def table() -> str:
-    """A row a way, with its ratio to plain Flower repeat by repeat."""
+    """A row for each way, with its ratio to plain Flower repeat by repeat."""
     rows = results("apps")
-    repeats = sorted({str(row["repeat"]) for row in rows})
-    body = []
-    for way, title in WAYS.items():
-        ratios = [
-            median(later(rows, way, repeat)) / median(later(rows, "plain", repeat))
-            for repeat in repeats
+    body = [
+        [
+            title,
+            spread(later_rounds(rows, way)),
+            spread(ratios(rows, way, "plain"), 2),
+            f"{MOST[way]:g}" if way in MOST else "",
         ]
-        aim = f"{MOST[way]:g}" if way in MOST else ""
-        body.append([title, spread(later(rows, way)), spread(ratios, 2), aim])
+        for way, title in WAYS.items()
+    ]
     return markdown(["keras-cnn", "later rounds, s", "of plain Flower's", "at most"], body)
 
 

@@ -2,31 +2,33 @@
 
     python benchmarks/deployment.py
 
-Devices run the model `linear`, so that forty fit. results/deployment.csv has a row for each
-measurement.
+Devices run the model `linear`, so that forty of them fit. The images are there from the beginning.
+results/deployment.csv has a row for each measurement.
 """
 
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import docker
 import yaml
 from measure import (
     ROOT,
+    Record,
     Rows,
-    application_image,
+    command_line,
+    device_image,
     lab,
     markdown,
     play,
     publish,
     results,
-    say,
-    surroundings,
-    write_rows,
 )
 
 FEW, MANY = 4, 40
@@ -62,6 +64,47 @@ def write_inventory(directory: Path, devices: int) -> Path:
     return path
 
 
+@contextmanager
+def changed_code(
+    engine: docker.DockerClient, scratch: Path, inventory: Path
+) -> Iterator[dict[str, str]]:
+    """Copy `runtime/` and `app/`, and remove what is built of the copies at the end.
+
+    Yields:
+        The variables that make playbooks build and deploy the copies.
+    """
+
+    def applications() -> set[str]:
+        images = engine.images.list("flowerbed/application")
+        return {tag for image in images for tag in image.tags}
+
+    before = applications()
+    variables = {}
+    for name, part in (("runtime", "runtime"), ("application", "app")):
+        ignored = shutil.ignore_patterns("tests", "__pycache__")
+        copy = shutil.copytree(ROOT / part, scratch / part, ignore=ignored)
+        variables[f"images_{name}_directory"] = str(copy)
+    try:
+        yield variables
+    finally:
+        # Notes this checkout's own image again (.cache/application-image).
+        play("tests/image.yml", inventory)
+        for tag in applications() - before - _used(engine):
+            engine.images.remove(tag)
+
+
+def _used(engine: docker.DockerClient) -> set[str]:
+    """The images that containers use."""
+    return {each.attrs["Config"]["Image"] for each in engine.containers.list(all=True)}
+
+
+def change_code(copies: dict[str, str]) -> None:
+    """Write another comment into the copy of the runtime."""
+    path = Path(copies["images_runtime_directory"], "flowerbed", "settings.py")
+    with path.open("a") as file:
+        file.write(f"# changed {time.time()}\n")
+
+
 def code_layers(engine: docker.DockerClient, before: str, after: str) -> int:
     """Bytes of the layers that `after` has and `before` has not: what other machines are sent."""
     layers = [set(engine.images.get(image).attrs["RootFS"]["Layers"]) for image in (before, after)]
@@ -70,46 +113,42 @@ def code_layers(engine: docker.DockerClient, before: str, after: str) -> int:
     return sum(sizes[:new])
 
 
-def change_code(runtime: Path) -> None:
-    """Write another comment into a copy of the runtime."""
-    with (runtime / "flowerbed" / "settings.py").open("a") as file:
-        file.write(f"# changed {time.time()}\n")
-
-
 def main() -> None:
-    """Deploy few and many, change the code, publish."""
+    """Deploy few, change the code, deploy many, publish."""
+    command_line(__doc__).parse_args()
     engine = docker.from_env()
-    rows: Rows = []
-    here = surroundings(engine)
+    record = Record("deployment")
 
     def measured(what: str, devices: int, value: float, unit: str = "s") -> None:
-        rows.append({"what": what, "devices": devices, "value": round(value, 2), "unit": unit})
-        say(f"{what}, {devices} devices: {value:.1f} {unit}")
-        write_rows("deployment", [row | here for row in rows])
+        record.add({"what": what, "devices": devices, "value": round(value, 2), "unit": unit})
 
-    with lab(), tempfile.TemporaryDirectory() as scratch:
-        directory = Path(scratch)
-        few, many = write_inventory(directory, FEW), write_inventory(directory, MANY)
+    with tempfile.TemporaryDirectory() as directory:
+        scratch = Path(directory)
+        settings: dict[str, Any] = SETTINGS | {"training_results": str(scratch / "results")}
+        few, many = (write_inventory(scratch, devices) for devices in (FEW, MANY))
+        play("tests/image.yml", few)
 
         def deploy(inventory: Path, devices: int) -> None:
             for what in ("first site.yml", *["second site.yml"] * REPEATS):
-                measured(what, devices, play("playbooks/site.yml", inventory, **SETTINGS))
+                seconds = play("playbooks/site.yml", inventory, **settings).seconds
+                measured(what, devices, seconds)
 
-        deploy(few, FEW)
-        before = application_image()
-        copy = Path(shutil.copytree(ROOT / "runtime", directory / "runtime"))
-        changed = {"images_runtime_directory": str(copy)}
-        for _ in range(REPEATS):
-            change_code(copy)
-            seconds = play("tests/image.yml", few, **changed)
-            measured("image rebuilt after a change of code", FEW, seconds)
-        seconds = play("playbooks/site.yml", few, **changed, **SETTINGS)
-        measured("site.yml after a change of code", FEW, seconds)
-        sent = code_layers(engine, before, application_image())
-        measured("sent to each machine after a change of code", FEW, sent / 1e6, "MB")
-        measured("application image", FEW, engine.images.get(before).attrs["Size"] / 1e9, "GB")
-        deploy(many, MANY)
-    publish("deployment", table())
+        # Around the lab: images that a container uses cannot be removed.
+        with changed_code(engine, scratch, few) as changed, lab(few):
+            deploy(few, FEW)
+            before = device_image(engine)
+            for _ in range(REPEATS):
+                change_code(changed)
+                seconds = play("tests/image.yml", few, **changed).seconds
+                measured("image rebuilt after a change of code", FEW, seconds)
+            seconds = play("playbooks/site.yml", few, **changed, **settings).seconds
+            measured("site.yml after a change of code", FEW, seconds)
+            sent = code_layers(engine, before, device_image(engine))
+            measured("sent to each machine after a change of code", FEW, sent / 1e6, "MB")
+            measured("application image", FEW, engine.images.get(before).attrs["Size"] / 1e9, "GB")
+        with lab(many):
+            deploy(many, MANY)
+    publish(table, record)
 
 
 def _values(rows: Rows, what: str, devices: int) -> list[float]:
@@ -121,7 +160,7 @@ def _values(rows: Rows, what: str, devices: int) -> list[float]:
 
 
 def table() -> str:
-    """A row a measurement, a column a number of devices."""
+    """A row for each measurement, a column for each number of devices."""
     rows = results("deployment")
     body = []
     for what in dict.fromkeys(row["what"] for row in rows):
@@ -133,7 +172,7 @@ def table() -> str:
         body.append([what, *cells])
     few, many = (median(_values(rows, "second site.yml", devices)) for devices in (FEW, MANY))
     body.append(
-        ["second site.yml, for each device more", "", f"{(many - few) / (MANY - FEW):.2f} s"]
+        ["second site.yml, for each further device", "", f"{(many - few) / (MANY - FEW):.2f} s"]
     )
     return markdown(["", f"{FEW} devices", f"{MANY} devices"], body)
 

@@ -2,35 +2,35 @@
 
     python benchmarks/learning.py [--seeds 42 43 44]
 
-The default recipe on the two devices of `rounds`; results/learning.csv has a row for
-each seed and round, with the seconds since the run began. Reads results/rounds.csv.
+The default app with its default recipe, on the two devices of `rounds`. results/learning.csv has a
+row for each seed and round, with the seconds since the run began. Reads results/rounds.csv.
 """
 
-import argparse
+import sys
 from statistics import median
 
-import docker
 import picture
 from measure import (
     HERE,
+    Record,
     Rows,
-    curve,
+    accuracy_curve,
+    command_line,
     deploy,
-    devices,
+    first_rounds,
     lab,
+    later_rounds,
     markdown,
     publish,
     results,
     say,
-    surroundings,
     train,
-    write_rows,
 )
 
 INVENTORY = HERE / "inventory"
 LEGACY_ROUNDS = 4
 ROUNDS = 8
-# inventory/local's own values, where benchmarks/inventory has those of Flower's example.
+# The default app's own values: benchmarks/inventory has those of Flower's example.
 RECIPE = {
     "training_model": "mobilenet",
     "training_model_alpha": 0.25,
@@ -40,33 +40,35 @@ DEVICE = {"device_optimizer": "sgd", "device_learning_rate": 0.05, "device_local
 
 
 def legacy_seconds() -> float:
-    """What the legacy way takes for its rounds, by results/rounds.csv."""
-    rows = [row for row in results("rounds") if row["way"] == "legacy"]
-    first = [float(row["seconds"]) for row in rows if row["round"] == "1"]
-    later = [float(row["seconds"]) for row in rows if row["round"] != "1"]
+    """What the legacy way takes for its rounds, by results/rounds.csv.
+
+    Raises:
+        SystemExit: it was not measured.
+    """
+    rows = results("rounds")
+    first, later = first_rounds(rows, "legacy"), later_rounds(rows, "legacy")
+    if not later:
+        sys.exit("results/rounds.csv has no row of the legacy way: run benchmarks/rounds.py first")
     return median(first) + (LEGACY_ROUNDS - 1) * median(later)
 
 
 def main() -> None:
     """Deploy, train with each seed, publish."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     seeds = parser.parse_args().seeds
-    engine = docker.from_env()
     box = legacy_seconds()
-    rows: Rows = []
-    here = surroundings(engine)
-    with lab():
+    say(f"the legacy way needs {box:.0f} s for its rounds")
+    record = Record("learning")
+    with lab(INVENTORY):
         deploy(INVENTORY, **DEVICE)
-        say(f"{len(devices(engine))} devices; the legacy way needs {box:.0f} s for its rounds")
         for seed in seeds:
+            say(f"seed {seed}")
             settings = RECIPE | {"training_config": {"seed": seed}, "training_rounds": ROUNDS}
-            told = curve(train(INVENTORY, **DEVICE, **settings))
-            rows += [{"seed": seed} | row for row in told]
-            say(f"seed {seed}: " + ", ".join(f"{r['accuracy']}" for r in rows if r["seed"] == seed))
-            write_rows("learning", [row | {"legacy_seconds": round(box)} | here for row in rows])
-    publish("learning", table())
-    curves = {f"seed {seed}": _curve(rows, seed) for seed in seeds}
+            rows = accuracy_curve(train(INVENTORY, **DEVICE, **settings))
+            record.add(*({"seed": seed} | row | {"legacy_seconds": round(box)} for row in rows))
+    publish(table, record)
+    curves = {f"seed {seed}": _curve(record.rows, seed) for seed in seeds}
     picture.lines("learning", curves, "seconds", "central accuracy")
 
 
@@ -76,7 +78,7 @@ def _curve(rows: Rows, seed: int) -> tuple[list[float], list[float]]:
 
 
 def table() -> str:
-    """A row a seed: the last round that ended within the legacy way's time."""
+    """A row for each seed: the last round that ended within the legacy way's time."""
     rows = results("learning")
     box = float(rows[0]["legacy_seconds"])
     body = []

@@ -2,10 +2,10 @@
 
     python benchmarks/memory.py
 
-Measures as `make measure` does, writes the table that the memory planner goes by (app/memory.csv),
-and then checks the planner with settings that are not in the table: each device gets the memory
-that the planner asks for, and none may be killed. results/memory.csv has a row for each setting;
-those with a limit were held out.
+Measures as `make measure` does, writes the table of the memory planner (app/memory.csv), and then
+checks the planner with settings that are not in the table: each device gets the memory that the
+planner asks for, and none may be killed. results/memory.csv has a row for each setting; those with
+a limit were held out. Needs the application image (`make images`), and no lab.
 
 A device that was held out is a container as the role `device` starts it, with a SuperLink of its
 own, and works on a run of two rounds. What counts is the memory that the kernel cannot take back:
@@ -19,11 +19,10 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,20 +30,28 @@ from typing import Any
 import docker
 import numpy as np
 import picture
+from containers import (
+    BUILT_IMAGE,
+    CONNECTION,
+    SUPERLINK,
+    execute,
+    network,
+    output_of,
+    repeating,
+    start,
+    wait_until_healthy,
+)
 from measure import (
     MEBIBYTE,
-    NETWORK,
     ROOT,
+    Record,
+    Row,
     Rows,
-    execute,
+    command_line,
     markdown,
-    network,
     publish,
     results,
     say,
-    surroundings,
-    wait_until_healthy,
-    write_rows,
 )
 
 sys.path.append(str(ROOT / "plugins" / "filter"))
@@ -152,25 +159,16 @@ def occupied(container: Any) -> int:
 
 @contextmanager
 def peak_of(container: Any) -> Iterator[list[int]]:
-    """A list whose last number is the greatest `occupied` of a container until the block ends."""
+    """A list whose only number is the greatest `occupied` of a container until the block ends."""
     peaks = [0]
-    stop = threading.Event()
     container.reload()
 
     def look() -> None:
-        while not stop.wait(_INTERVAL):
-            try:
-                peaks.append(max(peaks.pop(), occupied(container)))
-            except OSError:
-                return  # it has ended
+        with suppress(OSError):  # it has ended
+            peaks[0] = max(peaks[0], occupied(container))
 
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
+    with repeating(look, _INTERVAL):
         yield peaks
-    finally:
-        stop.set()
-        thread.join()
 
 
 class Devices:
@@ -178,25 +176,17 @@ class Devices:
 
     def __init__(self, engine: docker.DockerClient, directory: Path) -> None:
         self.engine = engine
-        self.image = (ROOT / ".cache" / "application-image").read_text().strip()
+        self.image = BUILT_IMAGE.read_text().strip()
         self.directory = directory
         directory.chmod(0o755)
         for images in sorted({FEW, MANY}):
             write_shard(directory / "shards" / str(images), images)
 
     def _start(self, name: str, command: list[str], **options: Any) -> Any:
-        return self.engine.containers.run(
-            self.image,
-            command,
-            name=f"{NETWORK}-{name}",
-            network=NETWORK,
-            labels=[NETWORK],
-            detach=True,
-            **options,
-        )
+        return start(self.engine, name, self.image, command, **options)
 
-    def _shard(self, images: int) -> dict[str, Any]:
-        return {str(self.directory / "shards" / str(images)): {"bind": "/data", "mode": "ro"}}
+    def _shard(self, images: int) -> str:
+        return f"{self.directory / 'shards' / str(images)}:/data:ro"
 
     def measure(self, network_: tuple[str, str, float]) -> dict[int, float]:
         """Batch size to the MiB that a device takes, as `make measure` measures it.
@@ -211,18 +201,14 @@ class Devices:
         container = self._start(
             "-".join(map(str, network_)),
             command,
-            volumes=self._shard(FEW),
-            nano_cpus=10**9,
+            volumes=[self._shard(FEW)],
+            cpus=1,
             tmpfs={"/tmp": ""},  # noqa: S108 - of the container
             init=True,
             **HARDENED,
         )
-        try:
-            container.wait()
-            output = container.logs(stderr=False).decode()
-        finally:
-            container.remove(force=True)
-        answer = json.loads(output.splitlines()[-1])
+        answer = json.loads(output_of(container).splitlines()[-1])
+        container.remove()
         if answer["problem"]:
             sys.exit(f"{network_}: {answer['problem']}")
         return {int(batch): peak for batch, peak in answer["peaks"].items()}
@@ -237,20 +223,14 @@ class Devices:
         results_, flower = (self.directory / name / part for part in ("results", "flwr"))
         write_run(results_ / name, name, setting.config | STRATEGY | {"num-server-rounds": ROUNDS})
         flower.mkdir()
-        connection = '[superlink.lab]\naddress = "127.0.0.1:9092"\ninsecure = true\n'
-        (flower / "config.toml").write_text(connection)
+        (flower / "config.toml").write_text(CONNECTION)
         for path in (flower, results_, results_ / name):
             path.chmod(0o777)  # for the user of the container
         shard = self._shard(setting.images)
-        mounted = {
-            str(results_): {"bind": "/results", "mode": "rw"},
-            str(flower): {"bind": "/flwr", "mode": "rw"},
-        }
-        arguments = ["flower-superlink", "--insecure", "--host", "0.0.0.0", "--port", "9092"]  # noqa: S104
         superlink = self._start(
             f"{name}-superlink",
-            [*arguments, "--disable-runtime-dependency-installation"],
-            volumes=shard | mounted,
+            SUPERLINK,
+            volumes=[shard, f"{results_}:/results", f"{flower}:/flwr"],
             environment=HARDENED["environment"] | {"FLWR_HOME": "/flwr"},
             init=True,
         )
@@ -261,16 +241,15 @@ class Devices:
             container = self._start(
                 name,
                 ["python", "-m", "flowerbed.device", "--", *flags, node_config(setting)],
-                mem_limit=memory,
-                memswap_limit=memory,
-                nano_cpus=cores * 10**9,
+                cpus=cores,
+                memory=memory,
                 tmpfs={"/tmp": "size=64m"},  # noqa: S108 - of the container
-                volumes=shard,
+                volumes=[shard],
                 **HARDENED,
             )
             with peak_of(container) as peaks:
                 died = follow_run(superlink, results_, name)
-            return {"peak": peaks[-1], "died": died}
+            return {"peak": peaks[0], "died": died}
         except SystemExit:
             say((container or superlink).logs(tail=40).decode(errors="replace"))
             raise
@@ -294,7 +273,7 @@ def write_shard(directory: Path, images: int) -> None:
 
 
 def write_run(directory: Path, name: str, config: dict[str, Any]) -> None:
-    """What the control node writes into the results of a run of the default app."""
+    """Write what the control node writes into the results of a run of the default app."""
     shutil.copytree(APP, directory / "app", ignore=shutil.ignore_patterns("tests", "__pycache__"))
     settings: dict[str, Any] = {
         "run_name": name,
@@ -367,35 +346,44 @@ def fitted(rows: Rows) -> list[dict[str, str]]:
     ]
 
 
+def row_of(setting: Setting, peak: float, limit: int | None = None, died: str = "") -> Row:
+    """A row of results/memory.csv; `peak` and `limit` are MiB."""
+    row = {"model": setting.model, "recipe": setting.recipe, "alpha": setting.alpha}
+    row |= {"batch_size": setting.batch, "images": setting.images}
+    return row | {"limit_mib": limit or "", "peak_mib": round(peak), "died": died}
+
+
 def main() -> None:
     """Measure, write the planner's table, check the planner with what is not in it, publish."""
-    engine = docker.from_env()
-    rows: Rows = []
-    here = surroundings(engine)
-
-    def note(setting: Setting, peak: float, limit: int | None = None, died: str = "") -> None:
-        say(f"{setting}, limit {limit}: {peak:.0f} MiB {died}")
-        row = {"model": setting.model, "recipe": setting.recipe, "alpha": setting.alpha}
-        row |= {"batch_size": setting.batch, "images": setting.images}
-        row |= {"limit_mib": limit or "", "peak_mib": round(peak), "died": died}
-        rows.append(row | here)
-
+    command_line(__doc__).parse_args()
+    record = Record("memory")
     cores = os.cpu_count() or 1
-    with devices_without_a_lab(engine) as devices:
+    with (
+        restored_if_interrupted(APP / plan.TABLE),
+        devices_without_a_lab(docker.from_env()) as devices,
+    ):
         with ThreadPoolExecutor(cores) as pool:
             measured = pool.map(devices.measure, NETWORKS)
             for network_, peaks in zip(NETWORKS, measured, strict=True):
-                for batch, peak in peaks.items():
-                    note(Setting(*network_, batch), peak)
-        write_rows("memory", rows)
-        (APP / plan.TABLE).write_text(plan.table_text(fitted(rows)))
+                record.add(*(row_of(Setting(*network_, batch), p) for batch, p in peaks.items()))
+        (APP / plan.TABLE).write_text(plan.table_text(fitted(record.rows)))
         for setting in HELD_OUT:
             limit = -(-setting.planned // MEBIBYTE)
-            told = devices.run(setting, f"{limit}m", cores)
-            note(setting, told["peak"] / MEBIBYTE, limit, told["died"])
-            write_rows("memory", rows)
-    publish("memory", table())
+            done = devices.run(setting, f"{limit}m", cores)
+            record.add(row_of(setting, done["peak"] / MEBIBYTE, limit, done["died"]))
+    publish(table, record)
     picture.lines("memory", curves(), "batch size", "peak, MiB")
+
+
+@contextmanager
+def restored_if_interrupted(path: Path) -> Iterator[None]:
+    """Restore a file unless the block is completed."""
+    before = path.read_text()
+    try:
+        yield
+    except BaseException:
+        path.write_text(before)
+        raise
 
 
 # --- what is shown -----------------------------------------------------------------------------

@@ -1,433 +1,345 @@
 """How long a round takes and what it costs: this project and the plain ways, in turns.
 
     python benchmarks/rounds.py [--repeats 2] [--rounds 3] [--ways flowerbed floor legacy plain]
-                                [--base DIRECTORY] [--default-runs 3]
+                                [--against DIRECTORY] [--default-runs 3]
 
-The same shards, network, hyperparameters and limits for all; the inventory beside this file says
-which. A repeat plays every way once, from cold containers. With --base, the directory of another
-checkout, its lab takes turns with the others, on the same machine and in the same run.
-results/rounds.csv has a row for each round, results/cost.csv one for each device.
+All ways have the same shards, network, hyperparameters and limits, which benchmarks/inventory says.
+A repeat is one run of each way, from cold containers. Ways that are not named keep their figures.
+With --against, the lab of another checkout takes turns with the others, on the same machine. The
+checkout may be older than version 0.2.0. results/rounds.csv has a row for each round,
+results/cost.csv one for each device.
 
 Then the default lab (inventory/local) trains several times with warm devices: what a run takes
 beside its rounds, and what a round takes beside the slowest device's training and evaluation.
-results/runs.csv has a row for each round of these runs.
+results/runs.csv has a row for each round of these runs. --default-runs 0 leaves this out.
 """
 
-import argparse
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import docker
 import picture
+from checkouts import Labs, labs
+from containers import (
+    SERVER,
+    Cost,
+    journal,
+    network,
+    round_seconds,
+    run_plain_flower,
+    start,
+    wait_for,
+    watch,
+)
 from measure import (
+    DEFAULT_LAB,
     HERE,
     HOME,
     MEBIBYTE,
-    NETWORK,
-    RESULTS,
     ROOT,
-    Cost,
+    Record,
+    Row,
     Rows,
     Run,
+    command_line,
     commit_of,
     deploy,
+    device_image,
     devices,
-    journal,
-    lab,
+    first_rounds,
+    later_rounds,
     markdown,
-    network,
-    play,
     publish,
+    ratios,
     results,
-    round_seconds,
     say,
     spread,
-    start,
-    surroundings,
+    started,
     train,
-    wait_for,
-    wait_until_healthy,
-    watch,
-    write_rows,
 )
 
 INVENTORY = HERE / "inventory"
-LIMITS = {
-    "one-core": {"cpus": 1.0, "memory": "3g", "batch": "32"},
-    "half-core": {"cpus": 0.5, "memory": "3g", "batch": "256"},
+DEVICES: dict[str, dict[str, Any]] = {
+    "one-core": {"cpus": 1.0, "memory": "3g"},
+    "half-core": {"cpus": 0.5, "memory": "3g"},
 }
-DEFAULT_LAB = ROOT / "inventory" / "local"
+BATCHES = {"one-core": 32, "half-core": 256}
 MOST_OUTSIDE, MOST_FIXED, MOST_MEMORY = 2.5, 20.0, 1.05
-"""What is aimed at: seconds a round outside the slowest device's training and evaluation, seconds
-of a run beside its rounds, and memory of a device against that of the other checkout."""
+"""The aims: seconds of a round outside the slowest device's training and evaluation, seconds of a
+run beside its rounds, and memory of a device relative to that of the other checkout."""
+AGAINST = "against"
 WAYS = {
     "flowerbed": "this project",
-    "base": "this project, another commit",
+    AGAINST: "this project, another commit",
     "floor": "bare Keras loop, no federation",
     "legacy": "legacy: `start_server`, `start_client`",
     "plain": "plain modern: TensorFlow in the ClientApp",
 }
-SUPERLINK = [
-    *("flower-superlink", "--insecure", "--host=0.0.0.0", "--port=9092"),
-    "--disable-runtime-dependency-installation",
-]
-SUPERNODE = ["flower-supernode", "--insecure", "--superlink", "server:9092", "--node-config"]
-_PATIENCE = 2400.0
+Measured = tuple[list[float], dict[str, Cost]]
+"""The seconds of each round, and the cost of each device."""
 
 
-def _devices(
-    engine: docker.DockerClient, command: Callable[[str], list[str]], **more: Any
-) -> dict[str, Any]:
-    """Start both devices with their limits and shards; `command` takes the batch size."""
+# --- the ways ----------------------------------------------------------------------------------
+
+
+def flowerbed(engine: docker.DockerClient, inventory: Path, rounds: int) -> Measured:
+    """The lab as it is deployed; its devices are started anew."""
+    with started(engine), watch(devices(engine)) as costs:
+        done = train(inventory, training_rounds=rounds)
+    return [float(row["seconds"]) for row in done.rounds], costs
+
+
+def _mounted() -> dict[str, Any]:
+    """The options of every container: the ways beside the image's own code, and test data."""
+    volumes = [f"{HERE / 'ways'}:/ways:ro", f"{HOME / 'shards' / 'test'}:/test:ro"]
+    return {"volumes": volumes, "environment": {"PYTHONPATH": "/ways"}}
+
+
+def _shard(name: str) -> str:
+    return f"{HOME / 'shards' / 'devices' / name}:/shard:ro"
+
+
+def _start_devices(engine: docker.DockerClient, *command: str) -> dict[str, Any]:
+    """Start both devices with their limits and shards; their batch size ends the command."""
+    options = _mounted()
     return {
         name: start(
             engine,
             name,
-            command(str(limits["batch"])),
-            cpus=float(str(limits["cpus"])),
-            memory=str(limits["memory"]),
-            shard=HOME / "shards" / "devices" / name,
-            **more,
+            device_image(engine),
+            [*command, str(BATCHES[name])],
+            volumes=[*options["volumes"], _shard(name)],
+            environment=options["environment"],
+            **limits,
         )
-        for name, limits in LIMITS.items()
+        for name, limits in DEVICES.items()
     }
 
 
-def _costs(way: str, repeat: int, costs: dict[str, Cost], **more: Any) -> Rows:
-    return [
-        {
-            "way": way,
-            "repeat": repeat,
-            "device": name,
-            "peak_mib": round(cost.peak / MEBIBYTE),
-            "cpu_seconds": round(cost.cpu, 1),
-            "throttled_percent": round(100 * cost.throttled, 1),
-            **more,
-        }
-        for name, cost in costs.items()
-    ]
-
-
-def _rounds(way: str, repeat: int, seconds: list[float]) -> Rows:
-    return [
-        {"way": way, "repeat": repeat, "round": number, "seconds": round(value, 2)}
-        for number, value in enumerate(seconds, 1)
-    ]
-
-
-def floor(engine: docker.DockerClient, repeat: int, rounds: int) -> tuple[Rows, Rows]:
+def floor(engine: docker.DockerClient, rounds: int) -> Measured:
     """Both devices at once; a round lasts as long as the slower one's."""
     with network(engine):
-        floor_of = ["python", "/ways/floor.py", str(rounds)]
-        environment = {"OMP_NUM_THREADS": "1"}
-        containers = _devices(engine, lambda batch: [*floor_of, batch], environment=environment)
+        threads = ("env", "OMP_NUM_THREADS=1")  # as many as the quota has room for
+        containers = _start_devices(engine, *threads, "python", "/ways/floor.py", str(rounds))
         with watch(containers) as costs:
             for container in containers.values():
-                wait_for(container, "end", _PATIENCE)
+                wait_for(container, "end")
         each = [round_seconds(journal(container)) for container in containers.values()]
-    seconds = [max(pair) for pair in zip(*each, strict=True)]
-    return _rounds("floor", repeat, seconds), _costs("floor", repeat, costs)
+    return [max(pair) for pair in zip(*each, strict=True)], costs
 
 
-def legacy(engine: docker.DockerClient, repeat: int, rounds: int) -> tuple[Rows, Rows]:
-    """As Flower's Docker Compose example, on the current versions."""
+def legacy(engine: docker.DockerClient, rounds: int) -> Measured:
+    """As in Flower's Docker Compose example, on the current versions."""
     with network(engine):
-        command = ["python", "/ways/legacy.py", "server", str(rounds), str(len(LIMITS))]
-        server = start(engine, "server", command)
+        command = ["python", "/ways/legacy.py", "server", str(rounds), str(len(DEVICES))]
+        server = start(engine, "server", device_image(engine), command, **_mounted())
         time.sleep(20)  # a client that comes before the server gives up
-        client = ["python", "/ways/legacy.py", "client", "server:8080"]
-        containers = _devices(engine, lambda batch: [*client, batch])
-        with watch(containers) as costs:
-            wait_for(server, "end", _PATIENCE)
+        client = ["python", "/ways/legacy.py", "client", f"{SERVER}:8080"]
+        with watch(_start_devices(engine, *client)) as costs:
+            wait_for(server, "end")
         wait_for(server, "accuracy", 120)
-        told = journal(server)
-    return _rounds("legacy", repeat, round_seconds(told)), _costs("legacy", repeat, costs)
+        return round_seconds(journal(server)), costs
 
 
-def plain(engine: docker.DockerClient, repeat: int, rounds: int) -> tuple[Rows, Rows]:
+def plain(engine: docker.DockerClient, rounds: int) -> Measured:
     """SuperLink, SuperNodes and `flwr run`, each as its documentation has it."""
+    nodes = {
+        name: {"node_config": f"batch-size={BATCHES[name]}", "volumes": [_shard(name)], **limits}
+        for name, limits in DEVICES.items()
+    }
+    config = f"rounds={rounds} clients={len(nodes)}"
+    app = HERE / "ways" / "plain"
     with network(engine):
-        server = start(engine, "server", SUPERLINK, environment={"FLWR_HOME": "/tmp/flwr"})  # noqa: S108
-        containers = _devices(engine, lambda batch: [*SUPERNODE, f"batch-size={batch}"])
-        wait_until_healthy(server)
-        configuration = '[superlink.lab]\naddress = "127.0.0.1:9092"\ninsecure = true\n'
-        script = f"mkdir -p /tmp/flwr && printf '%s' '{configuration}' > /tmp/flwr/config.toml"
-        run = f"flwr run /ways/plain lab --run-config 'rounds={rounds} clients={len(LIMITS)}'"
-        code, output = server.exec_run(["sh", "-c", f"{script} && {run}"])
-        if code:
-            raise SystemExit(f"{output.decode()}\nflwr run failed")
+        server, containers = run_plain_flower(
+            engine, device_image(engine), app, config, nodes, **_mounted()
+        )
         with watch(containers) as costs:
-            wait_for(server, "end", _PATIENCE)
+            wait_for(server, "end")
         wait_for(server, "accuracy", 120)
-        told = journal(server)
-    return _rounds("plain", repeat, round_seconds(told)), _costs("plain", repeat, costs)
+        return round_seconds(journal(server)), costs
 
 
-def flowerbed(
-    engine: docker.DockerClient, repeat: int, rounds: int, root: Path = ROOT, way: str = "flowerbed"
-) -> tuple[Rows, Rows]:
-    """The lab of a checkout as it was deployed; its devices are started anew."""
-    parts = engine.containers.list(all=True, filters={"label": "flowerbed.part"})
-    for container in parts:
-        container.start()
-    with watch(devices(engine)) as costs:
-        done = train(_inventory(root), training_rounds=rounds)
-    for container in parts:
-        container.stop(timeout=20)
-    rows = _costs(way, repeat, costs)
-    for row in rows:
-        own = [line for line in done.trained if line["device"] == row["device"]]
-        row["outside_training_seconds"] = " ".join(f"{_outside(line):.1f}" for line in own)
-    return _rounds(way, repeat, [float(row["seconds"]) for row in done.rounds]), rows
+PLAIN_WAYS: dict[str, Callable[[docker.DockerClient, int], Measured]] = {
+    "floor": floor,
+    "legacy": legacy,
+    "plain": plain,
+}
 
 
-def _inventory(root: Path) -> Path:
-    return root / INVENTORY.relative_to(ROOT)
-
-
-def _outside(row: dict[str, str]) -> float:
-    """Seconds that a device's round took beyond training and evaluation on the device."""
-    return sum(float(row[part]) for part in ("receive_seconds", "queue_seconds", "send_seconds"))
-
-
-# --- labs of two checkouts ---------------------------------------------------------------------
-
-
-class Labs:
-    """The labs of checkouts, one of which stands at a time; the data of the others are set aside.
-
-    Each deployment removes images that it does not know. Those of the other checkouts keep a second
-    name meanwhile, and get their first one back before their next deployment.
-    """
-
-    def __init__(self, engine: docker.DockerClient) -> None:
-        self._engine = engine
-        self._standing: Path | None = None
-        self._tags: dict[Path, dict[str, str]] = {}
-
-    def stand(self, root: Path) -> None:
-        """Deploy the lab of a checkout and stop its containers, unless it stands already."""
-        if self._standing == root:
-            return
-        if self._standing:
-            play("playbooks/teardown.yml", _inventory(self._standing))
-            HOME.rename(self._aside(self._standing))
-        if self._aside(root).exists():
-            self._aside(root).rename(HOME)
-        for name, image in self._tags.get(root, {}).items():
-            self._engine.images.get(image).tag(*name.split(":"))
-        say(f"deploying the lab of {root} (the first time its images are built)")
-        deploy(_inventory(root))
-        self._standing = root
-        self._tags[root] = {
-            tag: str(image.id)
-            for image in self._engine.images.list()
-            for tag in image.tags
-            if tag.startswith("flowerbed/")
-        }
-        kept = f"{NETWORK}/kept-{list(self._tags).index(root)}"
-        for number, image in enumerate(sorted(set(self._tags[root].values()))):
-            self._engine.images.get(image).tag(kept, str(number))
-        for container in self._engine.containers.list(filters={"label": "flowerbed.part"}):
-            container.stop(timeout=20)
-
-    @staticmethod
-    def _aside(root: Path) -> Path:
-        return HOME.with_name(f"flowerbed.benchmark{str(root).replace('/', '-')}")
-
-    def remove(self) -> None:
-        """Remove what was set aside, and the images' second names."""
-        for root in self._tags:
-            shutil.rmtree(self._aside(root), ignore_errors=True)
-        for image in self._engine.images.list():
-            for tag in image.tags:
-                if tag.startswith(f"{NETWORK}/kept-"):
-                    self._engine.images.remove(tag)
-
-
-@contextmanager
-def labs(engine: docker.DockerClient) -> Iterator[Labs]:
-    """Labs, and nothing of them afterwards."""
-    with lab():
-        made = Labs(engine)
-        try:
-            yield made
-        finally:
-            made.remove()
+def measure_way(
+    engine: docker.DockerClient, built: Labs, way: str, root: Path, rounds: int
+) -> Measured:
+    """Train in one way, beside or on the lab of a checkout."""
+    built.deploy(root)
+    if way in PLAIN_WAYS:
+        return PLAIN_WAYS[way](engine, rounds)
+    return flowerbed(engine, built.inventory(root), rounds)
 
 
 # --- the default lab ---------------------------------------------------------------------------
 
 
-def default_lab(runs: int) -> Rows:
-    """Train on the lab of inventory/local with warm devices; a row a round."""
+def measure_default_lab(runs: int, record: Record) -> None:
+    """Train on the lab of inventory/local with warm devices."""
     deploy(DEFAULT_LAB)
-    say("the default lab: a run that warms its devices up")
+    say("the default lab: a run that warms up its devices")
     train(DEFAULT_LAB)
-    rows: Rows = []
     for number in range(1, runs + 1):
-        told = _of_run(number, train(DEFAULT_LAB))
-        say(
-            f"run {number} of {runs}: {told[0]['fixed_seconds']} s beside its rounds; outside the "
-            f"slowest device's work {', '.join(str(row['outside_seconds']) for row in told)} s"
-        )
-        rows += told
-    return rows
+        say(f"run {number} of {runs}")
+        record.add(*({"run": number} | row for row in rows_of_run(train(DEFAULT_LAB))))
 
 
-def _of_run(number: int, run: Run) -> Rows:
+def rows_of_run(done: Run) -> Rows:
     """What the rounds of a run took, and the run beside them."""
-    rounds = run.rounds
+    rounds, trained = done.rounds, done.trained
     last = rounds[-1]
     inside = float(last["started"]) + float(last["seconds"]) - float(rounds[0]["started"])
-    rows = []
-    for row in rounds:
-        slowest = max(
-            (line for line in run.trained if line["round"] == row["round"]),
-            key=lambda line: float(line["seconds"]),
-        )
-        work = float(slowest["train_seconds"]) + float(slowest["evaluate_seconds"])
-        rows.append(
-            {
-                "run": number,
-                "round": row["round"],
-                "seconds": round(float(row["seconds"]), 2),
-                "slowest_device": slowest["device"],
-                "outside_seconds": round(float(row["seconds"]) - work, 2),
-                "transport_seconds": round(_outside(slowest), 2),
-                "fixed_seconds": round(run.seconds - inside, 1),
-            }
-        )
-    return rows
+    return [
+        _row_of_round(row, [line for line in trained if line["round"] == row["round"]])
+        | {"fixed_seconds": round(done.seconds - inside, 1)}
+        for row in rounds
+    ]
+
+
+def _row_of_round(row: Row, messages: Rows) -> Row:
+    slowest = max(messages, key=lambda line: float(line["seconds"]))
+    work, transport = (
+        sum(float(slowest[f"{part}_seconds"]) for part in group)
+        for group in (("train", "evaluate"), ("receive", "queue", "send"))
+    )
+    return {
+        "round": row["round"],
+        "seconds": round(float(row["seconds"]), 2),
+        "slowest_device": slowest["device"],
+        "outside_seconds": round(float(row["seconds"]) - work, 2),
+        "transport_seconds": round(transport, 2),
+    }
 
 
 # --- what is shown -----------------------------------------------------------------------------
 
 
-def _first(rounds: Rows, way: str) -> list[float]:
-    return [float(r["seconds"]) for r in rounds if r["way"] == way and int(r["round"]) == 1]
+def _costs(way: str, device: str, column: str) -> list[float]:
+    return [
+        float(row[column])
+        for row in results("cost")
+        if (row["way"], row["device"]) == (way, device)
+    ]
 
 
-def _later(rounds: Rows, way: str) -> list[float]:
-    return [float(r["seconds"]) for r in rounds if r["way"] == way and int(r["round"]) > 1]
+def _ways() -> dict[str, str]:
+    """The titles of the ways that were measured."""
+    commits = {row["way"]: row["commit"] for row in results("rounds")}
+    titles = {way: title for way, title in WAYS.items() if way in commits}
+    if AGAINST in titles:
+        titles[AGAINST] = f"this project at commit {commits[AGAINST]}"
+    return titles
 
 
 def table() -> str:
-    """A row a way; then the default lab, where it was measured."""
-    rounds, costs = results("rounds"), results("cost")
-    ways = [way for way in WAYS if _later(rounds, way)]
-    own = median(_later(rounds, "flowerbed"))
-    rows = []
-    for way in ways:
-        mine = [row for row in costs if row["way"] == way]
+    """A row for each way; then the default lab, where it was measured."""
+    rounds = results("rounds")
+    own = later_rounds(rounds, "flowerbed")
+    body = []
+    for way, title in _ways().items():
+        later = later_rounds(rounds, way)
         cells = [
-            " / ".join(
-                spread([float(r[column]) for r in mine if r["device"] == device], 0)
-                for device in LIMITS
-            )
+            " / ".join(spread(_costs(way, device, column), 0) for device in DEVICES)
             for column in ("peak_mib", "throttled_percent", "cpu_seconds")
         ]
-        later = _later(rounds, way)
-        ratio = f"{own / median(later):.2f}"
-        rows.append([WAYS[way], spread(_first(rounds, way)), spread(later), ratio, *cells])
+        ratio = f"{median(own) / median(later):.2f}" if own else ""
+        body.append([title, spread(first_rounds(rounds, way)), spread(later), ratio, *cells])
     header = ["way", "first round, s", "later rounds, s", "this project / it"]
-    first = markdown([*header, "peak, MiB", "throttled, %", "CPU, s"], rows)
-    return f"{first}\n\n{_default_table()}" if (RESULTS / "runs.csv").exists() else first
+    first = markdown([*header, "peak, MiB", "throttled, %", "CPU, s"], body)
+    return f"{first}\n\n{_default_table()}" if results("runs") else first
 
 
 def _default_table() -> str:
     rows = results("runs")
     fixed = {row["run"]: float(row["fixed_seconds"]) for row in rows}
-    aims: list[tuple[str, list[float], str]] = [
-        ("a round", [float(row["seconds"]) for row in rows], ""),
-        (
-            "of it outside the slowest device's training and evaluation",
-            [float(row["outside_seconds"]) for row in rows],
-            f"{MOST_OUTSIDE:g}",
-        ),
-        (
-            "of that from message to reply",
-            [float(row["transport_seconds"]) for row in rows],
-            "",
-        ),
-        ("a run beside its rounds", list(fixed.values()), f"{MOST_FIXED:g}"),
+    seconds, outside, transport = (
+        [float(row[f"{column}seconds"]) for row in rows]
+        for column in ("", "outside_", "transport_")
+    )
+    work = "of it outside the slowest device's training and evaluation"
+    body = [
+        ["a round", spread(seconds), ""],
+        [work, spread(outside), f"{MOST_OUTSIDE:g}"],
+        ["of that from message to reply", spread(transport), ""],
+        ["a run beside its rounds", spread(list(fixed.values())), f"{MOST_FIXED:g}"],
     ]
-    body = [[what, spread(values), aim] for what, values, aim in aims]
     return markdown(["default lab, FedAvg, warm", "s", "at most"], body)
 
 
-def compare(rounds: Rows, costs: Rows) -> None:
-    """Say how this checkout compares with the other one, repeat by repeat."""
-
-    def later(way: str, repeat: str) -> float:
-        return median(_later([row for row in rounds if str(row["repeat"]) == repeat], way))
-
-    repeats = sorted({str(row["repeat"]) for row in rounds if row["way"] == "base"})
-    ratios = [later("flowerbed", repeat) / later("base", repeat) for repeat in repeats]
-    say(f"later rounds, this project / another commit: {spread(ratios, 2)} (at most 1)")
-    for device in LIMITS:
-        peaks = [
-            median(
-                [float(r["peak_mib"]) for r in costs if (r["way"], r["device"]) == (way, device)]
-            )
-            for way in ("flowerbed", "base")
-        ]
-        ratio = peaks[0] / peaks[1]
+def compare() -> None:
+    """Say how this checkout compares with the other one."""
+    times = ratios(results("rounds"), "flowerbed", AGAINST)
+    say(f"later rounds, this project / other commit, by repeat: {spread(times, 2)} (at most 1)")
+    for device in DEVICES:
+        own, other = (median(_costs(way, device, "peak_mib")) for way in ("flowerbed", AGAINST))
         say(
-            f"memory of {device}: {peaks[0]:.0f} / {peaks[1]:.0f} MiB = {ratio:.2f} "
-            f"(at most {MOST_MEMORY})"
+            f"memory of {device}, this project / other commit: {own:.0f} / {other:.0f} MiB = "
+            f"{own / other:.2f} (at most {MOST_MEMORY})"
         )
 
 
 def main() -> None:
-    """Deploy, play every way in turns, publish."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Deploy, train in every way in turns, publish."""
+    parser = command_line(__doc__)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    plain_ways = [way for way in WAYS if way != "base"]
-    parser.add_argument("--ways", nargs="*", choices=plain_ways, default=plain_ways)
-    parser.add_argument("--base", type=Path, help="directory of another checkout")
+    ways = [way for way in WAYS if way != AGAINST]
+    parser.add_argument("--ways", nargs="+", choices=ways, default=ways)
+    parser.add_argument("--against", type=Path, metavar="DIRECTORY", help="another checkout")
     parser.add_argument("--default-runs", type=int, default=3, help="runs of the default lab")
     arguments = parser.parse_args()
+    roots = dict.fromkeys(arguments.ways, ROOT)
+    if arguments.against:
+        other: Path = arguments.against.resolve()
+        if not (other / INVENTORY.relative_to(ROOT)).is_dir():
+            parser.error(f"{other} is no checkout of this project")
+        roots = {"flowerbed": ROOT, AGAINST: other} | roots
     engine = docker.from_env()
-    here = surroundings(engine)
-    ways = {"flowerbed": flowerbed, "floor": floor, "legacy": legacy, "plain": plain}
-    rounds: Rows = []
-    costs: Rows = []
 
-    def keep(found: tuple[Rows, Rows], commit: str) -> None:
-        say("  " + ", ".join(f"{row['seconds']} s" for row in found[0]))
-        rounds.extend(row | here | {"commit": commit} for row in found[0])
-        costs.extend(row | here | {"commit": commit} for row in found[1])
-        write_rows("rounds", rounds)
-        write_rows("cost", costs)
+    def others(row: Row) -> bool:
+        return row["way"] not in (*roots, AGAINST)
 
-    with labs(engine) as built:
+    rounds, costs = Record("rounds", keep=others), Record("cost", keep=others)
+    records = [rounds, costs]
+    with labs(engine, INVENTORY) as built:
         for repeat in range(1, arguments.repeats + 1):
-            for way in arguments.ways:
-                built.stand(ROOT)
+            for way, root in roots.items():
                 say(f"repeat {repeat} of {arguments.repeats}: {WAYS[way]}")
-                keep(ways[way](engine, repeat, arguments.rounds), here["commit"])
-            if arguments.base:
-                base = arguments.base.resolve()
-                built.stand(base)
-                say(f"repeat {repeat} of {arguments.repeats}: {WAYS['base']}")
-                found = flowerbed(engine, repeat, arguments.rounds, base, "base")
-                keep(found, commit_of(base))
+                seconds, cost = measure_way(engine, built, way, root, arguments.rounds)
+                head, commit = {"way": way, "repeat": repeat}, {"commit": commit_of(root)}
+                rounds.add(
+                    *(
+                        head | {"round": number, "seconds": round(value, 2)} | commit
+                        for number, value in enumerate(seconds, 1)
+                    )
+                )
+                costs.add(*(head | _cost_row(*item) | commit for item in cost.items()))
         if arguments.default_runs:
-            built.stand(ROOT)
-            told = default_lab(arguments.default_runs)
-            write_rows("runs", [row | here for row in told])
-    if arguments.base:
-        compare(rounds, costs)
-    publish("rounds", table())
-    shown = {WAYS[way]: _later(rounds, way) for way in WAYS if _later(rounds, way)}
+            built.deploy(ROOT)
+            records.append(Record("runs"))
+            measure_default_lab(arguments.default_runs, records[-1])
+    publish(table, *records)
+    if arguments.against:
+        compare()
+    shown = {title: later_rounds(results("rounds"), way) for way, title in _ways().items()}
     picture.bars("rounds", shown, "seconds a round")
+
+
+def _cost_row(device: str, cost: Cost) -> Row:
+    return {
+        "device": device,
+        "peak_mib": round(cost.peak / MEBIBYTE),
+        "cpu_seconds": round(cost.cpu, 1),
+        "throttled_percent": round(100 * cost.throttled, 1),
+    }
 
 
 if __name__ == "__main__":

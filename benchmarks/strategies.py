@@ -3,37 +3,33 @@
     python benchmarks/strategies.py [--ways paced fedbuff] [--seeds 42 43 44] [--rounds 6]
 
 With each seed the data are dealt anew, FedAvg runs for some rounds and every other way for about as
-long. Ways and seeds that are not named keep the rows that they have. results/strategies.csv has a
-row for each way, seed and round, with the seconds since the run began.
+long. Ways and seeds that are not named keep their figures. results/strategies.csv has a row for
+each way, seed and round, with the seconds since the run began.
 """
 
-import argparse
 import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-import docker
 import picture
 from measure import (
     HERE,
-    RESULTS,
+    Record,
+    Row,
     Rows,
     Run,
-    curve,
+    accuracy_curve,
+    command_line,
     deploy,
     lab,
     markdown,
-    play,
     publish,
-    read_rows,
     results,
     say,
     spread,
-    surroundings,
     train,
-    write_rows,
 )
 
 INVENTORY = HERE / "unequal"
@@ -54,10 +50,10 @@ class Way:
 
     Attributes:
         title: in tables and pictures.
-        pace: its rounds in the time of one of FedAvg's, about.
-        run: its run configuration.
-        lab: of devices and data, where it is not what the inventory says.
-        base: the way that it is held against.
+        pace: about how many of its rounds take as long as one of FedAvg's.
+        run: variables of the run.
+        lab: variables of devices and data.
+        base: the way that it is compared with.
     """
 
     title: str
@@ -125,57 +121,47 @@ def least(trained: Run) -> float:
     )
 
 
-def run(name: str, rounds: int, **lab: Any) -> Rows:
-    """Train once; a row a round."""
-    done = train(INVENTORY, training_rounds=rounds, **lab, **WAYS[name].run)
-    seed = lab["training_seed"]
-    longest = max(float(row["devices_seconds"]) for row in done.rounds)
-    told = {
-        "waiting": round(waiting(done), 3),
-        "longest_round": round(longest, 1),
-        "least_device": round(least(done), 4),
+def summary(trained: Run) -> Row:
+    """What is known of a run as a whole."""
+    return {
+        "waiting": round(waiting(trained), 3),
+        "longest_round": round(max(float(row["devices_seconds"]) for row in trained.rounds), 1),
+        "least_device": round(least(trained), 4),
     }
-    rows: Rows = [{"way": name, "seed": seed} | row | told for row in curve(done)]
-    say(f"{name}, seed {seed}: {[(row['seconds'], row['accuracy']) for row in rows]}, {told}")
-    return rows
 
 
 def main() -> None:
     """Deploy, train each way with each seed, publish."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(__doc__)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     parser.add_argument("--rounds", type=int, default=6, help="of FedAvg")
     arguments = parser.parse_args()
-    here = surroundings(docker.from_env())
-    there = RESULTS / "strategies.csv"
-    rows = read_rows(there) if there.exists() else []
-    rows = [
-        row
-        for row in rows
-        if row["way"] not in arguments.ways or int(row["seed"]) not in arguments.seeds
-    ]
-    with lab():
-        deploy(INVENTORY, **DATA)
+
+    def others(row: Row) -> bool:
+        return row["way"] not in arguments.ways or int(row["seed"]) not in arguments.seeds
+
+    record = Record("strategies", keep=others)
+    with lab(INVENTORY):
         deployed: dict[str, Any] = {}
         for seed in arguments.seeds:
             for name in arguments.ways:
                 way = WAYS[name]
+                say(f"seed {seed}: {way.title}")
                 wanted = DATA | way.lab | {"training_seed": seed}
                 if wanted != deployed:
+                    deploy(INVENTORY, **wanted)
                     deployed = wanted
-                    # Data are placed with the machines; devices with new data start anew.
-                    for part in ("machines", "devices"):
-                        play(f"playbooks/{part}.yml", INVENTORY, **wanted)
-                told = run(name, math.ceil(arguments.rounds * way.pace), **wanted)
-                rows += [row | here for row in told]
-                write_rows("strategies", rows)
-    publish("strategies", table())
+                rounds = math.ceil(arguments.rounds * way.pace)
+                done = train(INVENTORY, training_rounds=rounds, **wanted, **way.run)
+                head, tail = {"way": name, "seed": seed}, summary(done)
+                record.add(*(head | row | tail for row in accuracy_curve(done)))
+    publish(table, record)
     show()
 
 
 def show() -> None:
-    """The picture: a line a way, and the spread over the seeds."""
+    """The picture: a line for each way, and the range over the seeds."""
     rows = results("strategies")
     end = min(_curve(rows, BASE, seed)[-1][0] for seed in _seeds(rows))
     curves = {}
@@ -201,12 +187,12 @@ def _curve(rows: Rows, name: str, seed: int) -> list[tuple[float, float]]:
 
 
 def accuracy_at(points: list[tuple[float, float]], seconds: float) -> float:
-    """That of the last round that had ended by then."""
+    """Return the accuracy of the last round that had ended after so many seconds."""
     return [accuracy for when, accuracy in points if when <= seconds][-1]
 
 
 def reached(points: list[tuple[float, float]], accuracy: float) -> float:
-    """Seconds until a run has an accuracy, between two rounds by the straight line."""
+    """Return the seconds until a run has an accuracy, interpolated between two rounds."""
     for (before, low), (after, high) in pairwise(points):
         if high >= accuracy:
             return before + (after - before) * (accuracy - low) / (high - low)
@@ -214,7 +200,7 @@ def reached(points: list[tuple[float, float]], accuracy: float) -> float:
 
 
 def table() -> str:
-    """A row a way, each seed against FedAvg with the same seed."""
+    """A row for each way; each seed is compared with FedAvg with the same seed."""
     rows = results("strategies")
     body = []
     for name, way in WAYS.items():

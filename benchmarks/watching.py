@@ -2,66 +2,60 @@
 
     python benchmarks/watching.py
 
-On the lab of inventory/local with its four devices; results/watching.csv has a row for each
-container. Where no image of Grafana can be had, it is missing from the sum, and the table says so.
+On the lab of inventory/local with its four devices. results/watching.csv has a row for each
+container. If no image of Grafana can be had, it is missing from the sum, and the table says so.
 """
 
 import time
 
 import docker
+from containers import watch
 from measure import (
+    DEFAULT_LAB,
     MEBIBYTE,
-    ROOT,
-    Rows,
+    Record,
+    command_line,
     deploy,
     lab,
     markdown,
+    parts,
     publish,
     results,
-    say,
-    surroundings,
     train,
-    watch,
-    write_rows,
 )
 
-INVENTORY = ROOT / "inventory" / "local"
 PARTS = ("cadvisor", "prometheus", "grafana", "metrics")
 SETTINGS = {"training_examples": 12000, "training_rounds": 8}
 
 
 def main() -> None:
-    """Deploy, watch the watchers during a run, publish."""
+    """Deploy, watch the monitoring during a run, publish."""
+    command_line(__doc__).parse_args()
     engine = docker.from_env()
-    here = surroundings(engine)
-    with lab():
-        deploy(INVENTORY, **SETTINGS)
-        found = engine.containers.list(filters={"label": "flowerbed.part"})
-        watchers = {
-            container.labels["flowerbed.part"]: container
-            for container in found
-            if container.labels["flowerbed.part"] in PARTS
-        }
+    record = Record("watching")
+    with lab(DEFAULT_LAB):
+        deploy(DEFAULT_LAB, **SETTINGS)
+        found = {container.labels["flowerbed.part"]: container for container in parts(engine)}
         started = time.monotonic()
-        with watch(watchers) as costs:
-            train(INVENTORY, **SETTINGS)
+        with watch({part: found[part] for part in PARTS if part in found}) as costs:
+            train(DEFAULT_LAB, **SETTINGS)
         seconds = time.monotonic() - started
-    rows: Rows = [
-        {
-            "part": part,
-            "core_percent": round(100 * cost.cpu / seconds, 2),
-            "peak_mib": round(cost.peak / MEBIBYTE),
-            "seconds": round(seconds),
-        }
-        for part, cost in costs.items()
-    ]
-    write_rows("watching", [row | here for row in rows])
-    say(f"watched for {seconds:.0f} s")
-    publish("watching", table())
+    record.add(
+        *(
+            {
+                "part": part,
+                "core_percent": round(100 * cost.cpu / seconds, 2),
+                "peak_mib": round(cost.peak / MEBIBYTE),
+                "seconds": round(seconds),
+            }
+            for part, cost in costs.items()
+        )
+    )
+    publish(table, record)
 
 
 def table() -> str:
-    """A row a part, and the sum."""
+    """A row for each part, and the sum."""
     rows = results("watching")
     body = [[row["part"], f"{float(row['core_percent']):.1f}", row["peak_mib"]] for row in rows]
     share = sum(float(row["core_percent"]) for row in rows)

@@ -2,9 +2,11 @@
 
 Flower's own Grid, below the lab's, is simulated: each device replies at a random time with a model
 of its own. Started by `benchmarks/bookkeeping.py`.
+
+python many_devices.py DEVICES ROUNDS WEIGHTS
 """
 
-import argparse
+import json
 import logging
 import random
 import resource
@@ -220,30 +222,14 @@ def run(devices: int, rounds: int, weights: int, directory: Path) -> dict[str, f
     return {part: seconds / rounds for part, seconds in watch.seconds.items()}
 
 
-def measure(devices: int, rounds: int, weights: int, most: float) -> None:
-    """Print the seconds by part; exit with an error if they exceed `most`."""
+def main(devices: int, rounds: int, weights: int) -> None:
+    """Print the seconds of a round by part, and the peak of memory, as JSON."""
     with tempfile.TemporaryDirectory() as directory:
         spent = run(devices, rounds, weights, Path(directory))
-    counted = {p: s for p, s in spent.items() if p not in (SIMULATED, WAITING)}
-    total = sum(counted.values())
-    print(f"{devices} devices, {weights} weights, mean of {rounds} rounds; seconds a round:")
-    for part, seconds in sorted(counted.items(), key=lambda item: -item[1]):
-        print(f"  {seconds:7.3f}  {part}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"  {total:7.3f}  in all (at most {most:g}); peak memory {peak:.0f} MiB")
-    if total > most:
-        sys.exit(f"the bookkeeping of a round takes {total:.1f} s, more than {most:g} s")
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--devices", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--weights", type=int, default=220_000)
-    parser.add_argument("--most", type=float, default=5.0, help="seconds a round")
-    measure(**vars(parser.parse_args()))
+    seconds = {part: value for part, value in spent.items() if part not in (SIMULATED, WAITING)}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(json.dumps({"seconds": seconds, "peak_mib": peak}))
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))
