@@ -125,7 +125,7 @@ lab-test: images browser ## Deploy, train, disturb and remove the local lab (Doc
 	$(bin)/python -m pytest --exitfirst --verbose --capture=no --durations 12 tests/lab
 
 .PHONY: screenshot
-screenshot: $(test_tools) browser ## Take the README's picture of a run's report, RUN=name
+screenshot: $(test_tools) browser ## Take the picture of a report that the pages show, RUN=name
 	$(bin)/python tests/lab/browser.py results/$(RUN)/report.html files/report.png
 
 # --- the benchmarks ----------------------------------------------------------------------------
@@ -133,7 +133,7 @@ screenshot: $(test_tools) browser ## Take the README's picture of a run's report
 BENCHMARKS = rounds learning memory deployment scale watching strategies faults apps bookkeeping
 
 .PHONY: bench $(BENCHMARKS:%=bench-%)
-bench: $(BENCHMARKS:%=bench-%) ## Measure all that the README quotes, on a machine that idles; or one: bench-rounds
+bench: $(BENCHMARKS:%=bench-%) ## Measure all that the pages quote, on an idle machine; or one: bench-rounds
 
 $(BENCHMARKS:%=bench-%): bench-%: images
 	$(bin)/python benchmarks/$*.py
