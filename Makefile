@@ -55,6 +55,9 @@ down: $(control_node) ## Remove the lab; ARGS="-e teardown_purge=true": its data
 
 # --- the tests ---------------------------------------------------------------------------------
 
+.PHONY: quick
+quick: lint unit app ## Run the tests that need no machine and no lab
+
 .PHONY: test
 test: ## Run every test, tier by tier, up to the first that fails
 	@begin=$$(date +%s); \
