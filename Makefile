@@ -7,7 +7,7 @@ VENV      ?= .venv
 INVENTORY ?= inventory/local
 APP       =
 ARGS      ?=
-SCENARIO  ?= docker vm default
+SCENARIO  ?= docker default
 
 bin  = $(abspath $(VENV))/bin
 # With make -C the directory of the call is PWD, and make itself runs in CURDIR. JSON and quotes,
@@ -59,7 +59,7 @@ down: $(control_node) ## Remove the lab; ARGS="-e teardown_purge=true": its data
 quick: lint unit app ## Run the tests that need no machine and no lab
 
 .PHONY: test
-test: ## Run every test, tier by tier, up to the first that fails
+test: ## Run the tests that CI runs, tier by tier, up to the first that fails
 	@begin=$$(date +%s); \
 	for tier in $(TIERS); do \
 	  from=$$(date +%s); \
@@ -70,6 +70,10 @@ test: ## Run every test, tier by tier, up to the first that fails
 	  printf '======== %s passed in %d s ========\n' "$$tier" $$(($$(date +%s) - from)); \
 	done; \
 	printf '\nAll tests passed in %d s.\n' $$(($$(date +%s) - begin))
+
+.PHONY: test-all
+test-all: test ## Run every test, and the roles on an emulated virtual machine
+	$(MAKE) --no-print-directory role SCENARIO=vm
 
 # Images wait for the network most of the time, linters never.
 .PHONY: lint-and-images
